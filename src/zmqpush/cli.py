@@ -1,0 +1,334 @@
+"""
+The commands: flags, environment and TOML into settings; exceptions into exit codes.
+
+Every option is named once, here. Its flag, its environment variable
+(``ZMQPUSH_WHEN_FULL``) and its TOML key (``when-full``) are the same word.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from zmqpush import __version__, config
+from zmqpush.core.envelope import Format
+from zmqpush.core.framing import Framing
+from zmqpush.errors import ZmqpushError
+from zmqpush.queue import WhenFull
+from zmqpush.settings import (
+    DEFAULT_ENDPOINT,
+    Endpoints,
+    PullSettings,
+    PushSettings,
+    check_endpoint,
+)
+from zmqpush.telemetry import Reporter
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+class _Failure(click.ClickException):
+    """One line on standard error and an exit code."""
+
+    def __init__(self, error: ZmqpushError, program: str) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click reads it so
+        self._program = program
+
+    def show(self, file: Any = None) -> None:
+        if self.exit_code:
+            Reporter(self._program).warn(self.message)
+
+
+class _Checked(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no type arguments
+    """A parameter read by a function that raises ValueError with a good message."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str | int):
+            return value
+        try:
+            return self._read(str(value))
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+def _read_size(text: str) -> int:
+    match = re.fullmatch(r"(\d+) ?([kmg]?)(i?b)?", text.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is not a size; a good one is 64MiB")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _read_max_line(text: str) -> int:
+    if (size := _read_size(text)) < 4:
+        raise ValueError(f"{text!r} is too short; a line may have 4 bytes at least")
+    return size
+
+
+def _read_delimiter(text: str) -> bytes:
+    try:
+        escaped = text.encode("utf-8", "surrogateescape").decode("unicode_escape")
+        delimiter = escaped.encode("latin-1")
+    except UnicodeError:
+        delimiter = b""
+    if not delimiter:
+        raise ValueError(rf"{text!r} is not a delimiter; a good one is ';' or '\r\n' or '\x1e'")
+    return delimiter
+
+
+def _read_field(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(f"{text!r} is not a field; a good one is environment=production")
+    return key, value
+
+
+_SIZE = _Checked("size", _read_size)
+_BIND = _Checked("endpoint", lambda text: check_endpoint(text, bind=True))
+_CONNECT = _Checked("endpoint", check_endpoint)
+_SECONDS = click.FloatRange(min=0)
+
+
+def _choice(options: type[StrEnum]) -> click.Choice[str]:
+    return click.Choice([option.value for option in options])
+
+
+def _load_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    program = str(ctx.info_name)
+    path = value or config.find(f"{program}.toml")
+    if path is None or ctx.resilient_parsing:
+        return
+    params = {str(p.name): p for p in ctx.command.params if p.expose_value}
+    try:
+        values = config.load(path, params)
+    except ZmqpushError as exc:
+        raise _Failure(exc, program) from exc
+    for name, text in values.items():
+        if params[name].multiple and isinstance(text, str):
+            values[name] = [text]
+    ctx.default_map = values
+
+
+def _common(command: Callable[..., None]) -> Callable[..., None]:
+    for decorate in (
+        click.help_option("-h", "--help"),
+        click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s"),
+        click.option(
+            "--config",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            callback=_load_config,
+            is_eager=True,
+            expose_value=False,
+            help="TOML file with any of these options.  [default: the first of "
+            "$XDG_CONFIG_HOME/zmqpush/PROGRAM.toml and /etc/zmqpush/PROGRAM.toml]",
+        ),
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
+        click.option(
+            "--grace",
+            type=_SECONDS,
+            default=4.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long to go on after SIGTERM or Ctrl-C. A second signal means now.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.command(
+    context_settings={"auto_envvar_prefix": "ZMQPUSH", "max_content_width": 100},
+    epilog="""\b
+Examples:
+  app 2>&1 | zmqpush nginx
+  tail -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
+
+Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_FULL, …) or in
+the TOML file. Delivery is as sure as ZeroMQ's PUSH socket: records that libzmq has accepted
+may be lost when the receiver dies. Exit codes: 0 all delivered, 1 something was dropped or
+lost, 2 usage, 69 no receiver, 74 unreadable input, 78 bad configuration.""",
+)
+@click.argument("logtype", default="syslog", envvar="ZMQPUSH_LOGTYPE")
+@click.option(
+    "-c",
+    "--connect",
+    multiple=True,
+    type=_CONNECT,
+    metavar="ENDPOINT",
+    help=f"Receiver to connect to; may be repeated.  [default: {DEFAULT_ENDPOINT}]",
+)
+@click.option(
+    "-b",
+    "--bind",
+    multiple=True,
+    type=_BIND,
+    metavar="ENDPOINT",
+    help="Address to listen on for receivers that connect; may be repeated.",
+)
+@click.option(
+    "--format",
+    type=_choice(Format),
+    default=Format.JSON.value,
+    show_default=True,
+    help="What a record looks like.",
+)
+@click.option(
+    "--field",
+    multiple=True,
+    type=_Checked("field", _read_field),
+    metavar="KEY=VALUE",
+    help="Add a field to every record; may be repeated.",
+)
+@click.option(
+    "--framing",
+    type=_choice(Framing),
+    default=Framing.SINGLE.value,
+    show_default=True,
+    help="What a ZeroMQ message carries: one record, one record a frame, a JSON array of records, "
+    "or JSON lines.",
+)
+@click.option("-0", "--null", is_flag=True, help=r"Lines end with NUL: --delimiter '\0'.")
+@click.option(
+    "--delimiter",
+    type=_Checked("text", _read_delimiter),
+    default=r"\n",
+    show_default=True,
+    help=r"What ends a line; escapes such as \t and \x1e are understood.",
+)
+@click.option(
+    "--max-line",
+    type=_Checked("size", _read_max_line),
+    default="1MiB",
+    show_default=True,
+    help="Longest line; a longer one is split, and all pieces but the last are marked @partial.",
+)
+@click.option(
+    "--queue-max",
+    type=_SIZE,
+    default="64MiB",
+    show_default=True,
+    help="How much to hold in memory while no receiver takes messages.",
+)
+@click.option(
+    "--when-full",
+    type=_choice(WhenFull),
+    default=WhenFull.BLOCK.value,
+    show_default=True,
+    help="What to do when the queue is full: stop reading, or drop records and count them.",
+)
+@click.option(
+    "--timeout",
+    type=_SECONDS,
+    metavar="SECONDS",
+    help="Give up at the end of the input after so long without delivery.  [default: wait]",
+)
+@_common
+def push(
+    bind: Sequence[str],
+    connect: Sequence[str],
+    field: Sequence[tuple[str, str]],
+    delimiter: bytes,
+    null: bool,
+    **options: Any,
+) -> None:
+    """
+    Ship each line of standard input as a JSON record over a ZeroMQ PUSH socket.
+
+    LOGTYPE is the type that the records carry.  [default: syslog]
+    """
+    from zmqpush.push import Pusher
+
+    async def main() -> int:
+        endpoints = _endpoints(bind, connect)
+        settings = PushSettings(
+            endpoints=endpoints,
+            fields=dict(field),
+            delimiter=b"\0" if null else delimiter,
+            **options
+            | {
+                "format": Format(options["format"]),
+                "framing": Framing(options["framing"]),
+                "when_full": WhenFull(options["when_full"]),
+            },
+        )
+        return await Pusher(settings, Reporter("zmqpush", quiet=settings.quiet)).run()
+
+    _run("zmqpush", main())
+
+
+@click.command(
+    context_settings={"auto_envvar_prefix": "ZMQPULL", "max_content_width": 100},
+    epilog="""\b
+Examples:
+  zmqpull | jq .message
+  zmqpull -b 'tcp://*:5014' --to /var/log/all.ndjson
+
+Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
+file. SIGHUP reopens the file. Exit codes: 0 done, 2 usage, 69 the endpoint cannot be used,
+74 the output cannot be written, 78 bad configuration.""",
+)
+@click.option(
+    "-b",
+    "--bind",
+    multiple=True,
+    type=_BIND,
+    metavar="ENDPOINT",
+    help=f"Address to listen on for senders; may be repeated.  [default: {DEFAULT_ENDPOINT}]",
+)
+@click.option(
+    "-c",
+    "--connect",
+    multiple=True,
+    type=_CONNECT,
+    metavar="ENDPOINT",
+    help="Sender to connect to, one that binds; may be repeated.",
+)
+@click.option(
+    "--to",
+    default="-",
+    metavar="PATH",
+    help="File to append the records to.  [default: standard output]",
+)
+@click.option("-n", "--count", type=click.IntRange(min=1), help="Stop after so many records.")
+@_common
+def pull(bind: Sequence[str], connect: Sequence[str], **options: Any) -> None:
+    """Receive records from any ZeroMQ PUSH socket and write them as JSON lines."""
+    from zmqpush.pull import Puller
+
+    async def main() -> int:
+        endpoints = _endpoints(bind, connect, default_bind=True)
+        settings = PullSettings(endpoints=endpoints, **options)
+        return await Puller(settings, Reporter("zmqpull", quiet=settings.quiet)).run()
+
+    _run("zmqpull", main())
+
+
+def _endpoints(
+    bind: Sequence[str], connect: Sequence[str], *, default_bind: bool = False
+) -> Endpoints:
+    if not bind and not connect:
+        if default_bind:
+            bind = (DEFAULT_ENDPOINT,)
+        else:
+            connect = (DEFAULT_ENDPOINT,)
+    return Endpoints(bind=tuple(bind), connect=tuple(connect))
+
+
+def _run(program: str, main: Coroutine[Any, Any, int]) -> NoReturn:
+    try:
+        code = asyncio.run(main)
+    except ZmqpushError as exc:
+        raise _Failure(exc, program) from exc
+    except ValueError as exc:
+        raise click.UsageError(str(exc), click.get_current_context()) from exc
+    # Whatever libzmq could not hand over in time must not keep the process: no clean-up.
+    os._exit(code)

@@ -1,0 +1,90 @@
+"""
+Frames from any peer into records, one JSON object a line.
+
+A frame may be one record, a JSON array of records, JSON lines, or anything at all.
+What is not a JSON object is passed on as the ``message`` of a record, and counted.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from operator import methodcaller
+from typing import NoReturn
+
+from zmqpush.core.envelope import Payload
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_loads = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_without_newline = methodcaller("removesuffix", b"\n")
+
+
+class RecordDecoder:
+    """
+    Makes payloads of frames.
+
+    Attributes:
+        foreign: How many records were no JSON object but text, so far.
+
+    """
+
+    def __init__(self) -> None:
+        self.foreign = 0
+        # Stands between records while many are checked at once. No peer can know it,
+        # and so none can send pieces that are valid only together.
+        self._mark = secrets.token_hex(8)
+        self._mark_between = f',"{self._mark}",'
+
+    def decode(self, frames: Sequence[bytes]) -> Payload:
+        """Return the records of some frames, each followed by a newline."""
+        data = b"\n".join(map(_without_newline, frames))
+        if self._all_objects(data):
+            return Payload(data + b"\n", data.count(b"\n") + 1)
+        records = [record for frame in frames for record in self._from_frame(frame)]
+        text = "".join(f"{record}\n" for record in records)
+        # A lone surrogate can come only from the escape \uD800 and becomes it again.
+        return Payload(text.encode("utf-8", "backslashreplace"), len(records))
+
+    def _all_objects(self, data: bytes) -> bool:
+        try:
+            text = data.decode().replace("\n", self._mark_between)
+            values = _loads(f"[{text}]")
+        except (ValueError, RecursionError):
+            return False
+        return {type(value) for value in values[::2]} == {dict} and values[1::2] == [self._mark] * (
+            len(values) // 2
+        )
+
+    def _from_frame(self, frame: bytes) -> Iterator[str]:
+        # An empty frame is the delimiter that some peers send before their data.
+        if frame:
+            text = frame.decode("utf-8", "backslashreplace").removesuffix("\n")
+            yield from self._from_text(text)
+
+    def _from_text(self, text: str) -> Iterator[str]:
+        try:
+            value = _loads(text)
+            if isinstance(value, dict):
+                yield _dumps(value) if "\n" in text else text
+                return
+            if isinstance(value, list):
+                elements = [(element, _dumps(element)) for element in value]
+                for element, encoded in elements:
+                    yield encoded if isinstance(element, dict) else self._from_foreign(encoded)
+                return
+        except (ValueError, RecursionError):
+            pass
+        lines = text.split("\n")
+        if len(lines) == 1:
+            yield self._from_foreign(text)
+        else:
+            for line in lines:
+                yield from self._from_text(line)
+
+    def _from_foreign(self, text: str) -> str:
+        self.foreign += 1
+        return _dumps({"message": text})

@@ -1,0 +1,74 @@
+"""
+File descriptors that belong to others as well.
+
+``O_NONBLOCK`` is a property of the open file, which a shell, a terminal and other
+programs share with us, so it is never set on a descriptor that we were given. A pipe,
+FIFO or terminal is opened once more instead, through ``/proc``, which gives an open
+file of our own.
+"""
+
+import asyncio
+import os
+import stat
+
+
+def open_again(fd: int, flags: int) -> int | None:
+    """
+    Open the pipe, FIFO or terminal behind ``fd`` anew, without blocking.
+
+    Args:
+        fd: An open descriptor.
+        flags: ``os.O_RDONLY`` or ``os.O_WRONLY``.
+
+    Returns:
+        A new descriptor, or ``None`` where that is impossible: for sockets and
+        regular files, without ``/proc``, or when the file belongs to somebody else.
+
+    """
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISFIFO(mode) or os.isatty(fd)):
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+class Readiness:
+    """
+    Waits until a descriptor is ready, with level-triggered readiness.
+
+    The loop watches the descriptor only while somebody waits.
+
+    Args:
+        fd: The descriptor.
+        write: Wait for room to write, not for something to read.
+
+    """
+
+    def __init__(self, fd: int, *, write: bool = False) -> None:
+        self._fd = fd
+        self._write = write
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Return once the descriptor is ready or :meth:`wake` is called."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        if self._write:
+            loop.add_writer(self._fd, self.wake)
+        else:
+            loop.add_reader(self._fd, self.wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if self._write:
+                loop.remove_writer(self._fd)
+            else:
+                loop.remove_reader(self._fd)
+
+    def wake(self) -> None:
+        """End a wait, if there is one."""
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,139 @@
+"""
+How a program ends: signals, the grace period, and the end of patience.
+
+The first SIGTERM or SIGINT asks to stop reading and to deliver what is there within the
+grace period; the second means now. A signal that the parent made us ignore (``nohup``,
+rsyslog's omprog, ``cmd &``) stays ignored.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from typing import Any
+
+# After the first signal reading goes on until the input has been quiet so long, in
+# seconds: a writer that got the same signal may have last words.
+_QUIET = 0.2
+# How long work that should be done at once may take when patience has ended, in seconds.
+_LAST_CHANCE = 0.1
+
+
+class Reason(Enum):
+    """Why a program gave up."""
+
+    SIGNAL = auto()
+    TIMEOUT = auto()
+
+
+class Ending:
+    """
+    Ends a program in order.
+
+    Args:
+        grace: How long to go on after the first signal, in seconds.
+        stop_reading: Called when nothing more shall be read.
+        progress: Tells how much was read so far, in any unit.
+
+    Attributes:
+        reason: Why the program gave up, if it did.
+
+    """
+
+    def __init__(
+        self, grace: float, stop_reading: Callable[[], None], progress: Callable[[], int]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._grace = grace
+        self._stop_reading = stop_reading
+        self._progress = progress
+        self._signals = 0
+        self._given_up = asyncio.Event()
+        self.reason: Reason | None = None
+
+    def handle_signals(self, *, at_once: bool, hangup: Callable[[], None]) -> None:
+        """
+        Take over SIGTERM, SIGINT and SIGHUP, unless they are ignored.
+
+        Args:
+            at_once: Stop reading at the first signal, not when the input is quiet.
+            hangup: What to do on SIGHUP.
+
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handle(number, lambda: self._on_signal(at_once))
+        self._handle(signal.SIGHUP, hangup)
+
+    def _handle(self, number: signal.Signals, callback: Callable[[], None]) -> None:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            self._loop.add_signal_handler(number, callback)
+
+    def _on_signal(self, at_once: bool) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            self._give_up(Reason.SIGNAL)
+            return
+        self._loop.call_later(self._grace, self._give_up, Reason.SIGNAL)
+        if at_once:
+            self._stop_reading()
+        else:
+            # The other half of the grace period is for delivery.
+            self._loop.call_later(self._grace / 2, self._stop_reading)
+            self._loop.call_later(_QUIET, self._stop_when_quiet, self._progress())
+
+    def _stop_when_quiet(self, before: int) -> None:
+        now = self._progress()
+        if now == before:
+            self._stop_reading()
+        else:
+            self._loop.call_later(_QUIET, self._stop_when_quiet, now)
+
+    def _give_up(self, reason: Reason) -> None:
+        self.reason = self.reason or reason
+        self._given_up.set()
+
+    def limit_stall(self, timeout: float | None, progress: Callable[[], int]) -> None:
+        """Give up once ``progress`` has not changed for ``timeout`` seconds."""
+        if timeout is not None:
+            self._check_stall(timeout, progress, progress(), time.monotonic())
+
+    def _check_stall(
+        self, timeout: float, progress: Callable[[], int], before: int, since: float
+    ) -> None:
+        now = time.monotonic()
+        if progress() != before:
+            before, since = progress(), now
+        if now - since >= timeout:
+            self._give_up(Reason.TIMEOUT)
+        else:
+            delay = since + timeout - now
+            self._loop.call_later(delay, self._check_stall, timeout, progress, before, since)
+
+    async def unless_given_up(
+        self, work: Coroutine[Any, Any, None], beside: "asyncio.Task[None]"
+    ) -> bool:
+        """
+        Do some work, unless patience ends first.
+
+        Args:
+            work: What to do; it is cancelled when patience ends.
+            beside: A task that runs all the time; if it fails, so does this.
+
+        Returns:
+            Whether the work was done.
+
+        """
+        working = asyncio.create_task(work)
+        giving_up = asyncio.create_task(self._given_up.wait())
+        await asyncio.wait({working, beside, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+        giving_up.cancel()
+        if not working.done() and not beside.done():
+            await asyncio.wait({working}, timeout=_LAST_CHANCE)
+        working.cancel()
+        if beside.done():
+            beside.result()
+        if not working.done():
+            return False
+        working.result()
+        return True

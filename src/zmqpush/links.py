@@ -1,0 +1,223 @@
+"""
+ZeroMQ sockets, and every option that is set on them.
+
+A link never blocks: it sends or receives what it can at once, on the plain socket, and
+waits on the event loop only when libzmq says EAGAIN. A socket's descriptor is
+edge-triggered (it tells of commands that wait for the socket, and any call may consume
+them), so every wait looks at ``EVENTS`` first and after each wake-up.
+"""
+
+import asyncio
+import random
+import threading
+from collections import deque
+from collections.abc import Mapping
+from itertools import repeat
+from operator import length_hint
+
+import zmq
+
+from zmqpush.core.envelope import Payload
+from zmqpush.core.framing import Framing, to_frames
+from zmqpush.descriptors import Readiness
+from zmqpush.errors import EndpointError
+from zmqpush.settings import Endpoints
+
+# Plain ints: the enums of pyzmq cost a conversion per call.
+_NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+# What libzmq holds cannot be got back, so its queue is as short as speed allows, in
+# messages: 100 single records cost a third of the speed, and a few blocks none.
+_SEND_HWM = {Framing.SINGLE: 1000, Framing.FRAMES: 4, Framing.ARRAY: 4, Framing.LINES: 4}
+_RECEIVE_HWM = 1000
+
+# A peer's claim of a message's size is not believed beyond this, in bytes.
+_MAX_MESSAGE_BYTES = 64 << 20
+# One turn of receiving ends after so many frames or bytes.
+_TURN_FRAMES = 64
+_TURN_BYTES = 1 << 20
+
+
+class Link:
+    """
+    A socket of one context of its own, bound or connected to endpoints.
+
+    Raises:
+        EndpointError: If libzmq refuses an endpoint.
+
+    """
+
+    def __init__(
+        self, kind: int, endpoints: Endpoints, options: Mapping[zmq.SocketOption, int]
+    ) -> None:
+        self._context = zmq.Context()
+        self._socket = socket = self._context.socket(kind)
+        # The compiled class's methods, without a Python wrapper per call.
+        self._send = super(zmq.Socket, socket).send
+        self._recv = super(zmq.Socket, socket).recv
+        options = {
+            zmq.LINGER: -1,  # close() decides how long to wait
+            # The kernel notices a dead host while idle, without waking this process.
+            # ZMTP heartbeats or TCP_MAXRT would also cut off a peer that is only slow,
+            # and lose what it has not read yet.
+            zmq.TCP_KEEPALIVE: 1,
+            zmq.TCP_KEEPALIVE_IDLE: 60,
+            zmq.TCP_KEEPALIVE_INTVL: 10,
+            zmq.TCP_KEEPALIVE_CNT: 3,
+            zmq.CONNECT_TIMEOUT: 5000,
+            zmq.RECONNECT_IVL: random.randint(100, 200),  # a fleet does not come back at once
+            zmq.RECONNECT_IVL_MAX: 2000,
+            **options,
+        }
+        for option, value in options.items():
+            socket.setsockopt(option, value)
+        for verb, addresses in (("bind", endpoints.bind), ("connect", endpoints.connect)):
+            for endpoint in addresses:
+                # IPv6 only where asked for: libzmq would take "localhost" for ::1 alone.
+                socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+                try:
+                    getattr(socket, verb)(endpoint)
+                except zmq.ZMQError as exc:
+                    self._context.destroy(linger=0)
+                    raise EndpointError(f"cannot {verb} {endpoint}: {exc.strerror}") from exc
+        self._signal = Readiness(self._get(zmq.FD))
+
+    def _get(self, option: int) -> int:
+        return int(self._socket.getsockopt(option))
+
+    async def _wait_for(self, event: int) -> None:
+        if not self._get(zmq.EVENTS) & event:
+            await self._signal.wait()
+            self._get(zmq.EVENTS)
+
+    def wake(self) -> None:
+        """End a wait, if there is one."""
+        self._signal.wake()
+
+    async def close(self) -> None:
+        """Close the socket and wait until libzmq has handed all it holds to the kernel."""
+        loop = asyncio.get_running_loop()
+        closed = asyncio.Event()
+
+        def terminate() -> None:
+            self._context.term()
+            loop.call_soon_threadsafe(closed.set)
+
+        self._socket.close()
+        # A daemon: whoever loses patience ends the process and this wait with it.
+        threading.Thread(target=terminate, daemon=True).start()
+        await closed.wait()
+
+
+class PushLink(Link):
+    """
+    A PUSH socket.
+
+    Args:
+        endpoints: Where to bind and connect.
+        framing: What a message carries.
+        separator: What ends each record of a payload.
+
+    Attributes:
+        accepted: How many records libzmq has taken, so far.
+
+    """
+
+    def __init__(self, endpoints: Endpoints, framing: Framing, separator: bytes) -> None:
+        hwm = _SEND_HWM[framing]
+        # IMMEDIATE: only to peers that are there, so nothing sits in a queue for a dead
+        # endpoint while another one lives, and nothing counts as sent to nobody.
+        super().__init__(zmq.PUSH, endpoints, {zmq.SNDHWM: hwm, zmq.IMMEDIATE: 1})
+        self._framing = framing
+        self._separator = separator
+        self._frames: list[bytes] = []
+        self._unsent = 0
+        self._in_doubt: deque[int] = deque(maxlen=hwm * endpoints.count)
+        self.accepted = 0
+
+    @property
+    def unsent(self) -> int:
+        """How many records of the loaded payload libzmq has not taken yet."""
+        return self._unsent
+
+    @property
+    def in_doubt(self) -> int:
+        """How many accepted records libzmq may still hold, at most."""
+        if self._framing is Framing.SINGLE:
+            return min(self.accepted, self._in_doubt.maxlen or 0)
+        return sum(self._in_doubt)
+
+    def load(self, payload: Payload) -> None:
+        """Take the next payload; the last one must have been flushed."""
+        self._frames = to_frames(self._framing, payload.data, self._separator)
+        self._unsent = payload.records
+
+    def flush(self) -> bool:
+        """Send what is loaded; whether all of it was taken."""
+        if not self._unsent:
+            return True
+        if self._framing is Framing.SINGLE:
+            return self._flush_single()
+        *first, last = self._frames
+        try:
+            # Once the first part is taken the others are, too: the high-water mark
+            # counts messages, not parts.
+            deque(map(self._send, first, repeat(_NOBLOCK_MORE)), maxlen=0)
+            self._send(last, _NOBLOCK)
+        except zmq.Again:
+            return False
+        self._in_doubt.append(self._unsent)
+        self.accepted += self._unsent
+        self._unsent = 0
+        return True
+
+    def _flush_single(self) -> bool:
+        frames = iter(self._frames[-self._unsent :])
+        try:
+            deque(map(self._send, frames, repeat(_NOBLOCK)), maxlen=0)
+        except zmq.Again:
+            # The frame that was refused has left the iterator.
+            left = length_hint(frames) + 1
+            self.accepted += self._unsent - left
+            self._unsent = left
+            return False
+        self.accepted += self._unsent
+        self._unsent = 0
+        return True
+
+    async def writable(self) -> None:
+        """Return when a peer may take a message, or earlier."""
+        await self._wait_for(zmq.POLLOUT)
+
+
+class PullLink(Link):
+    """
+    A PULL socket.
+
+    Args:
+        endpoints: Where to bind and connect.
+
+    """
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        options = {zmq.RCVHWM: _RECEIVE_HWM, zmq.MAXMSGSIZE: _MAX_MESSAGE_BYTES, zmq.BACKLOG: 1024}
+        super().__init__(zmq.PULL, endpoints, options)
+
+    def receive(self, max_frames: int | None = None) -> list[bytes]:
+        """Return the frames that are there, some MiB at most; none if there are none."""
+        frames: list[bytes] = []
+        turn = _TURN_FRAMES if max_frames is None else min(max_frames, _TURN_FRAMES)
+        size = 0
+        try:
+            while size < _TURN_BYTES and (max_frames is None or len(frames) < max_frames):
+                before = len(frames)
+                frames.extend(map(self._recv, repeat(_NOBLOCK, turn)))
+                size += sum(map(len, frames[before:]))
+        except zmq.Again:
+            pass  # what came before it is in the list
+        return frames
+
+    async def readable(self) -> None:
+        """Return when a message may be there, or earlier."""
+        await self._wait_for(zmq.POLLIN)

@@ -1,0 +1,156 @@
+"""
+The ``zmqpush`` program: wires the stages and owns the order of shutdown.
+
+::
+
+    Source ─ LineSplitter ─ Envelope ─ Queue ─ PushLink
+     bytes      blocks      payloads            frames
+
+One task reads. While the link takes everything, it also sends, and nothing waits in
+the queue; when libzmq says EAGAIN, reading goes on into the queue and a second task
+sends as soon as a peer has room.
+"""
+
+import asyncio
+import os
+import socket
+import time
+
+from zmqpush.core.envelope import Envelope
+from zmqpush.core.lines import Block, LineSplitter
+from zmqpush.endings import Ending, Reason
+from zmqpush.links import PushLink
+from zmqpush.queue import Queue
+from zmqpush.settings import PushSettings
+from zmqpush.source import Source
+from zmqpush.telemetry import Outage, Reporter
+
+EXIT_LOSS = 1
+EXIT_NO_RECEIVER = 69
+
+
+class Pusher:
+    """
+    One run of ``zmqpush``.
+
+    Args:
+        settings: What to do.
+        reporter: Where to say what happens.
+        fd: The descriptor to read.
+
+    Raises:
+        SourceError: If the input cannot be read.
+        EndpointError: If an endpoint cannot be used.
+        ValueError: If a field is part of the format already.
+
+    """
+
+    def __init__(self, settings: PushSettings, reporter: Reporter, fd: int = 0) -> None:
+        self._settings = settings
+        self._reporter = reporter
+        self._started = time.monotonic()
+        self._source = Source(fd)
+        self._splitter = LineSplitter(settings.delimiter, settings.max_line)
+        self._envelope = Envelope(
+            format=settings.format,
+            logtype=settings.logtype,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            fields=settings.fields,
+            delimiter=settings.delimiter,
+        )
+        self._queue = Queue(settings.queue_max, settings.when_full)
+        self._link = PushLink(settings.endpoints, settings.framing, self._envelope.separator)
+        self._outage = Outage(reporter)
+        self._read = 0
+        self._muted = asyncio.Event()  # libzmq said EAGAIN: the sending task takes over
+        self._moved = asyncio.Event()  # the link took something
+        self._ending = Ending(settings.grace, self._source.stop, lambda: self._source.reads)
+
+    async def run(self) -> int:
+        """
+        Read to the end of the input, deliver, and print the summary.
+
+        Returns:
+            The exit code.
+
+        """
+        ending, link = self._ending, self._link
+        ending.handle_signals(at_once=not self._source.can_wait, hangup=self._tell_statistics)
+        sending = asyncio.create_task(self._send())
+        await ending.unless_given_up(self._read_all(), beside=sending)
+        self._take(self._splitter.finish())
+        ending.limit_stall(self._settings.timeout, lambda: link.accepted)
+        await ending.unless_given_up(self._drain(), beside=sending)
+        lost = self._queue.records + link.unsent
+        accepted = link.accepted
+        closed = await ending.unless_given_up(link.close(), beside=sending)
+        if not closed:
+            lost += link.in_doubt
+            accepted -= link.in_doubt
+        sending.cancel()
+        self._reporter.summary(accepted, time.monotonic() - self._started)
+        return self._settle(lost)
+
+    def _settle(self, lost: int) -> int:
+        dropped = self._queue.dropped
+        if dropped or lost:
+            self._reporter.warn(f"{dropped} dropped, {lost} lost")
+        if self._envelope.invalid_bytes:
+            self._reporter.notice(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
+        if lost and self._ending.reason is Reason.TIMEOUT:
+            return EXIT_NO_RECEIVER
+        return EXIT_LOSS if dropped or lost else 0
+
+    async def _read_all(self) -> None:
+        while chunk := await self._source.read():
+            self._take(self._splitter.feed(chunk))
+            while self._queue.full:
+                self._moved.clear()
+                await self._moved.wait()
+
+    def _take(self, blocks: list[Block]) -> None:
+        now = time.time()
+        for block in blocks:
+            payload = self._envelope.format(block, now)
+            self._read += payload.records
+            self._queue.put(payload)
+        if not self._muted.is_set():
+            self._pump()
+
+    def _pump(self) -> None:
+        """Send from the queue until it is empty or libzmq says EAGAIN."""
+        queue, link = self._queue, self._link
+        accepted = link.accepted
+        while (taken := link.flush()) and queue:
+            link.load(queue.get())
+        if link.accepted != accepted:
+            self._moved.set()
+            self._outage.end(
+                f"a receiver takes messages again: {queue.records} queued, {queue.dropped} dropped"
+            )
+        if not taken:
+            self._muted.set()
+            self._outage.begin(
+                f"no receiver takes messages at {self._settings.endpoints}: "
+                f"queueing, then --when-full {self._settings.when_full}"
+            )
+
+    async def _send(self) -> None:
+        while True:
+            await self._muted.wait()
+            await self._link.writable()
+            self._muted.clear()
+            self._pump()
+
+    async def _drain(self) -> None:
+        while self._queue or self._link.unsent:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def _tell_statistics(self) -> None:
+        waiting = self._queue.records + self._link.unsent
+        self._reporter.warn(
+            f"{self._read} read, {self._link.accepted} sent, {waiting} queued, "
+            f"{self._queue.dropped} dropped, {self._envelope.invalid_bytes} bytes not UTF-8"
+        )

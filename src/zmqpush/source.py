@@ -1,0 +1,97 @@
+"""Bytes from a file descriptor, whatever kind it is."""
+
+import asyncio
+import errno
+import os
+import select
+import socket
+import stat
+from collections.abc import Callable
+
+from zmqpush.descriptors import Readiness, open_again
+from zmqpush.errors import SourceError
+
+READ_BYTES = 1 << 16
+_READS_PER_TURN = 8
+
+
+class Source:
+    """
+    Reads what there is, and waits without waking up while there is nothing.
+
+    Pipes, FIFOs, terminals and sockets are waited for; regular files and devices such
+    as ``/dev/null`` are always ready. ``O_NONBLOCK`` is never set on ``fd``.
+
+    Args:
+        fd: The descriptor to read from; it stays open.
+
+    Raises:
+        SourceError: If ``fd`` is closed or a directory.
+
+    Attributes:
+        can_wait: Whether the input can be empty for now and go on later, as a pipe can
+            and a file cannot.
+        reads: How many reads were made, so far.
+
+    """
+
+    def __init__(self, fd: int) -> None:
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError as exc:
+            raise SourceError(f"cannot read standard input: {exc.strerror}") from exc
+        if stat.S_ISDIR(mode):
+            raise SourceError("cannot read standard input: it is a directory")
+        self.can_wait = _can_be_waited_for(fd)
+        # Without a descriptor of our own, only a read after readiness does not block.
+        self._wait_first = False
+        self._receive: Callable[[], bytes]
+        if stat.S_ISSOCK(mode):
+            connection = socket.socket(fileno=os.dup(fd))
+            self._receive = lambda: connection.recv(READ_BYTES, socket.MSG_DONTWAIT)
+        else:
+            own = open_again(fd, os.O_RDONLY)
+            self._wait_first = own is None and self.can_wait
+            readable = fd if own is None else own
+            self._receive = lambda: os.read(readable, READ_BYTES)
+        self._ready = Readiness(fd)
+        self.reads = 0
+        self._stopped = False
+
+    async def read(self) -> bytes:
+        """
+        Return the next bytes, at most 64 KiB; none at the end of the input.
+
+        Raises:
+            SourceError: If the input cannot be read.
+
+        """
+        self.reads += 1
+        if self.reads % _READS_PER_TURN == 0:
+            await asyncio.sleep(0)  # others get a turn, however fast the input is
+        if self._wait_first and not self._stopped:
+            await self._ready.wait()
+        while not self._stopped:
+            try:
+                return self._receive()
+            except BlockingIOError:
+                await self._ready.wait()
+            except OSError as exc:
+                if exc.errno == errno.EIO and self.can_wait:
+                    return b""  # the terminal has gone
+                raise SourceError(f"cannot read standard input: {exc.strerror}") from exc
+        return b""
+
+    def stop(self) -> None:
+        """Let this and every later :meth:`read` return the end of the input."""
+        self._stopped = True
+        self._ready.wake()
+
+
+def _can_be_waited_for(fd: int) -> bool:
+    with select.epoll() as epoll:
+        try:
+            epoll.register(fd, select.EPOLLIN)
+        except PermissionError:
+            return False
+    return True

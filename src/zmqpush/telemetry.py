@@ -1,0 +1,99 @@
+"""What the programs say of themselves, on standard error: one line when something changes."""
+
+import asyncio
+import os
+import sys
+import time
+
+# An outage is told of when it has lasted so long, in seconds, and not sooner than so
+# long after the last line about one.
+_OUTAGE_DELAY = 1.0
+_OUTAGE_INTERVAL = 10.0
+
+
+def write_line(fd: int, text: str) -> bool:
+    """Write one line to ``fd``; whether that worked. Never raises."""
+    try:
+        os.write(fd, text.encode("utf-8", "backslashreplace") + b"\n")
+    except OSError:
+        return False
+    return True
+
+
+class Reporter:
+    """
+    Prints lines that begin with the program's name.
+
+    Args:
+        program: That name.
+        quiet: Print warnings only.
+
+    """
+
+    def __init__(self, program: str, *, quiet: bool = False) -> None:
+        self._program = program
+        self._quiet = quiet
+
+    def notice(self, text: str) -> None:
+        """Say something worth knowing."""
+        if not self._quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that must be known."""
+        if sys.stderr is not None:
+            write_line(2, f"{self._program}: {text}")
+
+    def summary(self, records: int, seconds: float) -> None:
+        """Print the summary of the run on standard output."""
+        line = f"Processed {records:d} messages in {seconds * 1000:.4f}ms. "
+        line += f"Tagged with @pid:{os.getpid():d}"
+        if not self._quiet and not write_line(1, line):
+            self.warn("cannot write the summary to standard output")
+
+
+class Outage:
+    """
+    Notices when nothing moves, and says so once when that begins and once when it ends.
+
+    No timer runs while all is well.
+
+    Args:
+        reporter: Who says it.
+
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._since: float | None = None
+        self._announced = False
+        self._last_line = -_OUTAGE_INTERVAL
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, what: str) -> None:
+        """Note that from now on nothing moves; ``what`` is the line to print."""
+        if self._since is None:
+            self._since = time.monotonic()
+            self._what = what
+            if self._timer is None:
+                self._check()
+
+    def end(self, what: str) -> None:
+        """Note that something moves again; ``what`` is the line to print."""
+        if self._since is not None and self._announced:
+            self._announced = False
+            self._last_line = time.monotonic()
+            self._reporter.notice(f"{what} (after {self._last_line - self._since:.1f} s)")
+        self._since = None
+
+    def _check(self) -> None:
+        self._timer = None
+        if self._since is None or self._announced:
+            return
+        due = max(self._since + _OUTAGE_DELAY, self._last_line + _OUTAGE_INTERVAL)
+        delay = due - time.monotonic()
+        if delay <= 0:
+            self._announced = True
+            self._reporter.notice(self._what)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(delay, self._check)
