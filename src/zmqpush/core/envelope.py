@@ -22,6 +22,7 @@ from zmqpush.core.lines import Block
 # The byte does not occur in UTF-8.
 _SEPARATOR = b"\xff"
 
+_HEAD = b'{"message":"'
 _ESCAPES = {control: json.dumps(chr(control))[1:-1].encode() for control in range(0x20)}
 
 
@@ -128,13 +129,15 @@ class Envelope:
             read_at: When they were read, in seconds since the epoch.
 
         """
-        records = block.data.count(self._delimiter) + 1
         if self._format is Format.RAW:
-            return Payload(block.data + self._delimiter, records)
+            return Payload(block.data + self._delimiter, block.data.count(self._delimiter) + 1)
         tail = self._tail_at(block, read_at) + b"\n"
         separator, lines = self._escape(block.data)
-        lines = lines.replace(separator, tail + b'{"message":"')
-        return Payload(b"".join((b'{"message":"', lines, tail)), records)
+        between = tail + _HEAD
+        joined = lines.replace(separator, between)
+        # How much it grew tells how often, without another pass.
+        records = (len(joined) - len(lines)) // (len(between) - 1) + 1
+        return Payload(b"".join((_HEAD, joined, tail)), records)
 
     def _tail_at(self, block: Block, read_at: float) -> bytes:
         if self._format is Format.JSON and not block.partial:
