@@ -95,9 +95,7 @@ def test_zmqpull_gives_back_what_zmqpush_was_given(tmp_path, framing):
     with subprocess.Popen(
         [ZMQPULL, "-q", "-b", endpoint, "-n", "5000"], stdout=subprocess.PIPE
     ) as receiver:
-        done = push(
-            "-c", endpoint, "--framing", framing, data="\n".join(lines).encode()
-        )
+        done = push("-c", endpoint, "--framing", framing, data="\n".join(lines).encode())
         out = receiver.stdout.read()
 
     assert done.returncode == 0
@@ -122,8 +120,9 @@ def test_zmqpull_ends_quietly_when_its_reader_goes(tmp_path):
 
 def test_what_is_not_json_becomes_a_message(tmp_path):
     endpoint = f"ipc://{tmp_path}/socket"
-    with subprocess.Popen([ZMQPULL, "-b", endpoint, "-n", "1"], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as receiver:
+    with subprocess.Popen(
+        [ZMQPULL, "-b", endpoint, "-n", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as receiver:
         push("-c", endpoint, "--format", "raw", data=b"{no json\n")
         out, err = receiver.stdout.read(), receiver.stderr.read()
 

@@ -1,3 +1,5 @@
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ def split(chunks: list[bytes], delimiter: bytes, max_line: int) -> list[tuple[by
 @given(MESSY, DELIMITERS, st.integers(4, 70), st.lists(st.integers(0, 150), max_size=8))
 def test_where_the_chunks_are_cut_changes_nothing(data, delimiter, max_line, cuts):
     edges = sorted({min(c, len(data)) for c in cuts} | {0, len(data)})
-    chunks = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    chunks = [data[a:b] for a, b in itertools.pairwise(edges)]
 
     assert split(chunks, delimiter, max_line) == split([data], delimiter, max_line)
 
