@@ -8,7 +8,12 @@ them), so every wait looks at ``EVENTS`` first and after each wake-up.
 """
 
 import asyncio
+import fcntl
+import os
 import random
+import socket
+import struct
+import termios
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -37,6 +42,8 @@ _MAX_MESSAGE_BYTES = 64 << 20
 # One turn of receiving ends after so many frames or bytes.
 _TURN_FRAMES = 64
 _TURN_BYTES = 1 << 20
+# How often to look whether an ipc peer has read everything, in seconds.
+_UNREAD_INTERVAL = 0.005
 
 
 class Link:
@@ -51,11 +58,12 @@ class Link:
     def __init__(
         self, kind: int, endpoints: Endpoints, options: Mapping[zmq.SocketOption, int]
     ) -> None:
+        self._foreign_fds = _open_fds()
         self._context = zmq.Context()
-        self._socket = socket = self._context.socket(kind)
+        self._socket = self._context.socket(kind)
         # The compiled class's methods, without a Python wrapper per call.
-        self._send = super(zmq.Socket, socket).send
-        self._recv = super(zmq.Socket, socket).recv
+        self._send = super(zmq.Socket, self._socket).send
+        self._recv = super(zmq.Socket, self._socket).recv
         options = {
             zmq.LINGER: -1,  # close() decides how long to wait
             # The kernel notices a dead host while idle, without waking this process.
@@ -66,18 +74,18 @@ class Link:
             zmq.TCP_KEEPALIVE_INTVL: 10,
             zmq.TCP_KEEPALIVE_CNT: 3,
             zmq.CONNECT_TIMEOUT: 5000,
-            zmq.RECONNECT_IVL: random.randint(100, 200),  # a fleet does not come back at once
+            zmq.RECONNECT_IVL: random.randint(50, 100),  # a fleet does not come back at once
             zmq.RECONNECT_IVL_MAX: 2000,
             **options,
         }
         for option, value in options.items():
-            socket.setsockopt(option, value)
+            self._socket.setsockopt(option, value)
         for verb, addresses in (("bind", endpoints.bind), ("connect", endpoints.connect)):
             for endpoint in addresses:
                 # IPv6 only where asked for: libzmq would take "localhost" for ::1 alone.
-                socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+                self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
                 try:
-                    getattr(socket, verb)(endpoint)
+                    getattr(self._socket, verb)(endpoint)
                 except zmq.ZMQError as exc:
                     self._context.destroy(linger=0)
                     raise EndpointError(f"cannot {verb} {endpoint}: {exc.strerror}") from exc
@@ -96,9 +104,16 @@ class Link:
         self._signal.wake()
 
     async def close(self) -> None:
-        """Close the socket and wait until libzmq has handed all it holds to the kernel."""
+        """
+        Close the socket and wait until all it holds is delivered.
+
+        TCP delivers what libzmq has handed to the kernel. Over ipc a libzmq peer that is
+        behind forgets what it has not read when the connection closes (libzmq issue
+        4660), so such connections are kept open until it has.
+        """
         loop = asyncio.get_running_loop()
         closed = asyncio.Event()
+        connections = self._ipc_connections()
 
         def terminate() -> None:
             self._context.term()
@@ -108,6 +123,20 @@ class Link:
         # A daemon: whoever loses patience ends the process and this wait with it.
         threading.Thread(target=terminate, daemon=True).start()
         await closed.wait()
+        while any(map(_unread_bytes, connections)):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(_UNREAD_INTERVAL)
+
+    def _ipc_connections(self) -> list[socket.socket]:
+        # libzmq does not tell its connections: they are the sockets that it opened.
+        connections = []
+        for fd in _open_fds() - self._foreign_fds:
+            try:
+                connection = socket.socket(fileno=os.dup(fd))
+            except OSError:  # closed meanwhile, or no socket
+                continue
+            if connection.family == socket.AF_UNIX:
+                connections.append(connection)
+        return connections
 
 
 class PushLink(Link):
@@ -221,3 +250,18 @@ class PullLink(Link):
     async def readable(self) -> None:
         """Return when a message may be there, or earlier."""
         await self._wait_for(zmq.POLLIN)
+
+
+def _open_fds() -> set[int]:
+    try:
+        return set(map(int, os.listdir("/proc/self/fd")))
+    except OSError:
+        return set()
+
+
+def _unread_bytes(connection: socket.socket) -> int:
+    try:
+        answer = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+    except OSError:  # a listening socket
+        return 0
+    return int(struct.unpack("i", answer)[0])
