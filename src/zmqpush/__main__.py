@@ -5,8 +5,22 @@ Nothing that takes time is imported before the process is made safe, so that eve
 the program loads nothing ends in a traceback.
 """
 
+import contextlib
 import os
 import signal
+import sys
+
+# libzmq allocates a message in one thread and frees it in another, so with glibc's small
+# per-thread caches nearly every message waits for the lock of the heap. With these ones
+# `--framing single` and `frames` are a fifth faster (docs/performance.md).
+_GLIBC_TUNABLES = ":".join(
+    (
+        "glibc.malloc.tcache_count=2000",
+        "glibc.malloc.mmap_threshold=33554432",
+        "glibc.malloc.top_pad=16777216",
+        "glibc.malloc.trim_threshold=67108864",
+    )
+)
 
 
 def _prepare() -> None:
@@ -20,6 +34,16 @@ def _prepare() -> None:
     # Ctrl-C ends the program as it would end a C program, until it has handlers.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _tune_malloc()
+
+
+def _tune_malloc() -> None:
+    # glibc reads its tunables only when a process starts, so start again, once.
+    if "GLIBC_TUNABLES" in os.environ or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+        return
+    os.environ["GLIBC_TUNABLES"] = _GLIBC_TUNABLES
+    with contextlib.suppress(OSError):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def push() -> None:

@@ -1,10 +1,10 @@
 """
 ZeroMQ sockets, and every option that is set on them.
 
-A link never blocks: it sends or receives what it can at once, on the plain socket, and
-waits on the event loop only when libzmq says EAGAIN. A socket's descriptor is
-edge-triggered (it tells of commands that wait for the socket, and any call may consume
-them), so every wait looks at ``EVENTS`` first and after each wake-up.
+A link sends or receives what it can at once, on the plain socket, and waits on the event
+loop only when libzmq says EAGAIN. A socket's descriptor is edge-triggered (it tells of
+commands that wait for the socket, and any call may consume them), so every wait looks at
+``EVENTS`` first and after each wake-up.
 """
 
 import asyncio
@@ -30,7 +30,11 @@ from zmqpush.settings import Endpoints
 
 # Plain ints: the enums of pyzmq cost a conversion per call.
 _NOBLOCK = int(zmq.NOBLOCK)
-_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_SNDMORE = int(zmq.SNDMORE)
+
+# A peer that keeps up makes room within this time, in milliseconds: so long a send waits
+# inside libzmq, since a turn of the event loop costs more.
+_SEND_TIMEOUT = 1
 
 # What libzmq holds cannot be got back, so its queue is as short as speed allows, in
 # messages: 100 single records cost a third of the speed, and a few blocks none.
@@ -157,7 +161,8 @@ class PushLink(Link):
         hwm = _SEND_HWM[framing]
         # IMMEDIATE: only to peers that are there, so nothing sits in a queue for a dead
         # endpoint while another one lives, and nothing counts as sent to nobody.
-        super().__init__(zmq.PUSH, endpoints, {zmq.SNDHWM: hwm, zmq.IMMEDIATE: 1})
+        options = {zmq.SNDHWM: hwm, zmq.IMMEDIATE: 1, zmq.SNDTIMEO: _SEND_TIMEOUT}
+        super().__init__(zmq.PUSH, endpoints, options)
         self._framing = framing
         self._separator = separator
         self._frames: list[bytes] = []
@@ -192,8 +197,8 @@ class PushLink(Link):
         try:
             # Once the first part is taken the others are, too: the high-water mark
             # counts messages, not parts.
-            deque(map(self._send, first, repeat(_NOBLOCK_MORE)), maxlen=0)
-            self._send(last, _NOBLOCK)
+            deque(map(self._send, first, repeat(_SNDMORE)), maxlen=0)
+            self._send(last)
         except zmq.Again:
             return False
         self._in_doubt.append(self._unsent)
@@ -204,7 +209,7 @@ class PushLink(Link):
     def _flush_single(self) -> bool:
         frames = iter(self._frames[-self._unsent :])
         try:
-            deque(map(self._send, frames, repeat(_NOBLOCK)), maxlen=0)
+            deque(map(self._send, frames), maxlen=0)
         except zmq.Again:
             # The frame that was refused has left the iterator.
             left = length_hint(frames) + 1

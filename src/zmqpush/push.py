@@ -8,7 +8,7 @@ The ``zmqpush`` program: wires the stages and owns the order of shutdown.
 
 One task reads. While the link takes everything, it also sends, and nothing waits in
 the queue; when libzmq says EAGAIN, reading goes on into the queue and a second task
-sends as soon as a peer has room.
+sends as soon as a peer has room, until the queue is empty.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import socket
 import time
 
 from zmqpush.core.envelope import Envelope
+from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
 from zmqpush.links import PushLink
@@ -27,6 +28,13 @@ from zmqpush.telemetry import Outage, Reporter
 
 EXIT_LOSS = 1
 EXIT_NO_RECEIVER = 69
+
+# How much is read at once, in bytes. Large blocks are fast, but the records of one that
+# is cut into messages should stay in the cache.
+_READ_BYTES = {Framing.SINGLE: 1 << 16}
+_READ_BYTES_DEFAULT = 1 << 17
+# After so many payloads signals and the reader get a turn.
+_PAYLOADS_PER_TURN = 16
 
 
 class Pusher:
@@ -49,7 +57,7 @@ class Pusher:
         self._settings = settings
         self._reporter = reporter
         self._started = time.monotonic()
-        self._source = Source(fd)
+        self._source = Source(fd, _READ_BYTES.get(settings.framing, _READ_BYTES_DEFAULT))
         self._splitter = LineSplitter(settings.delimiter, settings.max_line)
         self._envelope = Envelope(
             format=settings.format,
@@ -63,7 +71,7 @@ class Pusher:
         self._link = PushLink(settings.endpoints, settings.framing, self._envelope.separator)
         self._outage = Outage(reporter)
         self._read = 0
-        self._muted = asyncio.Event()  # libzmq said EAGAIN: the sending task takes over
+        self._behind = asyncio.Event()  # something waits: the sending task takes over
         self._moved = asyncio.Event()  # the link took something
         self._ending = Ending(settings.grace, self._source.stop, lambda: self._source.reads)
 
@@ -115,22 +123,25 @@ class Pusher:
             payload = self._envelope.format(block, now)
             self._read += payload.records
             self._queue.put(payload)
-        if not self._muted.is_set():
+        if not self._behind.is_set():
             self._pump()
 
     def _pump(self) -> None:
-        """Send from the queue until it is empty or libzmq says EAGAIN."""
+        """Send from the queue until it is empty, libzmq says EAGAIN, or the turn is over."""
         queue, link = self._queue, self._link
         accepted = link.accepted
-        while (taken := link.flush()) and queue:
+        for _ in range(_PAYLOADS_PER_TURN):
+            if not (taken := link.flush()) or not queue:
+                break
             link.load(queue.get())
         if link.accepted != accepted:
             self._moved.set()
             self._outage.end(
                 f"a receiver takes messages again: {queue.records} queued, {queue.dropped} dropped"
             )
+        if link.unsent:
+            self._behind.set()
         if not taken:
-            self._muted.set()
             self._outage.begin(
                 f"no receiver takes messages at {self._settings.endpoints}: "
                 f"queueing, then --when-full {self._settings.when_full}"
@@ -138,10 +149,11 @@ class Pusher:
 
     async def _send(self) -> None:
         while True:
-            await self._muted.wait()
+            await self._behind.wait()
             await self._link.writable()
-            self._muted.clear()
+            self._behind.clear()
             self._pump()
+            await asyncio.sleep(0)
 
     async def _drain(self) -> None:
         while self._queue or self._link.unsent:

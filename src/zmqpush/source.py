@@ -1,7 +1,9 @@
 """Bytes from a file descriptor, whatever kind it is."""
 
 import asyncio
+import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -11,7 +13,6 @@ from collections.abc import Callable
 from zmqpush.descriptors import Readiness, open_again
 from zmqpush.errors import SourceError
 
-READ_BYTES = 1 << 16
 _READS_PER_TURN = 8
 
 
@@ -24,6 +25,7 @@ class Source:
 
     Args:
         fd: The descriptor to read from; it stays open.
+        max_bytes: Most bytes to read at once.
 
     Raises:
         SourceError: If ``fd`` is closed or a directory.
@@ -35,7 +37,7 @@ class Source:
 
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, max_bytes: int = 1 << 16) -> None:
         try:
             mode = os.fstat(fd).st_mode
         except OSError as exc:
@@ -48,19 +50,24 @@ class Source:
         self._receive: Callable[[], bytes]
         if stat.S_ISSOCK(mode):
             connection = socket.socket(fileno=os.dup(fd))
-            self._receive = lambda: connection.recv(READ_BYTES, socket.MSG_DONTWAIT)
+            self._receive = lambda: connection.recv(max_bytes, socket.MSG_DONTWAIT)
         else:
             own = open_again(fd, os.O_RDONLY)
+            if own is not None and stat.S_ISFIFO(mode):
+                # A pipe holds 64 KiB unless told otherwise. A writer that can run ahead
+                # by two reads does not make us wait for it, nor it for us.
+                with contextlib.suppress(OSError):
+                    fcntl.fcntl(own, fcntl.F_SETPIPE_SZ, 2 * max_bytes)
             self._wait_first = own is None and self.can_wait
             readable = fd if own is None else own
-            self._receive = lambda: os.read(readable, READ_BYTES)
+            self._receive = lambda: os.read(readable, max_bytes)
         self._ready = Readiness(fd)
         self.reads = 0
         self._stopped = False
 
     async def read(self) -> bytes:
         """
-        Return the next bytes, at most 64 KiB; none at the end of the input.
+        Return the next bytes, at most ``max_bytes``; none at the end of the input.
 
         Raises:
             SourceError: If the input cannot be read.

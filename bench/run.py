@@ -1,0 +1,271 @@
+"""
+Measure zmqpush against a C yardstick and its peers, interleaved on the same input.
+
+Usage: python bench/run.py [--lines N] [--rounds N] [--only NAME,NAME] [--smoke]
+
+Needs cc and libzmq's headers (Debian: libzmq3-dev); peers that are not installed are left
+out. Everything stays on loopback. Prints the tables of docs/performance.md.
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "bench"
+ZMQPUSH = str(Path(sysconfig.get_path("scripts")) / "zmqpush")
+TIMEOUT = 300.0
+RSYSLOG = """\
+global(workDirectory="{dir}")
+module(load="imfile")
+module(load="omczmq")
+template(name="record" type="list" option.jsonf="off") {{
+  constant(value="{{\\"message\\":\\"") property(name="msg" format="json")
+  constant(value="\\",\\"type\\":\\"syslog\\",\\"@pid\\":1}}")
+}}
+input(type="imfile" file="{input}" tag="bench" ruleset="ship")
+ruleset(name="ship" queue.type="LinkedList" queue.size="50000" queue.dequeueBatchSize="1024") {{
+  action(type="omczmq" endpoints=">{endpoint}" socktype="PUSH" template="record")
+}}
+"""
+
+
+@dataclass
+class Run:
+    """What one run of a shipper showed: seconds, and peak memory in bytes where known."""
+
+    seconds: float
+    memory: int = 0
+
+
+@dataclass
+class Bench:
+    """Where a run finds its input and its tools."""
+
+    dir: Path
+    input: Path
+    lines: int
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(*command: str, **kwargs: object) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, **kwargs) as child:  # type: ignore[call-overload]
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                child.terminate()
+
+
+def received(bench: Bench, ship: Callable[[str], int], mark: str | None = None) -> Run:
+    """Let ``ship`` send to the receiver; time from the first record to the last."""
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    command = [str(BUILD / "receiver"), endpoint, str(bench.lines), *([mark] if mark else [])]
+    with running(*command, stdout=subprocess.PIPE) as receiver:
+        assert receiver.stdout.readline() == b"ready\n"
+        memory = ship(endpoint)
+        records, seconds, *_ = receiver.communicate(timeout=TIMEOUT)[0].split()
+        assert int(records) == bench.lines, records
+        return Run(float(seconds), memory)
+
+
+def through_pipe(bench: Bench, *command: str) -> int:
+    """Run ``cat input | command``; return the peak memory of the command."""
+    with subprocess.Popen(["cat", bench.input], stdout=subprocess.PIPE) as cat:
+        child = subprocess.Popen(command, stdin=cat.stdout, stdout=subprocess.DEVNULL)
+        cat.stdout.close()
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0, command
+    return usage.ru_maxrss * 1024
+
+
+def yardstick(bench: Bench) -> Run:
+    return received(bench, lambda to: through_pipe(bench, str(BUILD / "yardstick"), to))
+
+
+def zmqpush(framing: str, mark: str | None = None) -> Callable[[Bench], Run]:
+    def run(bench: Bench) -> Run:
+        command = [ZMQPUSH, "-q", "--framing", framing, "-c"]
+        return received(bench, lambda to: through_pipe(bench, *command, to), mark)
+
+    return run
+
+
+def omczmq(bench: Bench) -> Run:
+    config = bench.dir / "rsyslog.conf"
+
+    def ship(endpoint: str) -> int:
+        config.write_text(RSYSLOG.format(dir=bench.dir, input=bench.input, endpoint=endpoint))
+        for state in bench.dir.glob("imfile-state*"):
+            state.unlink()
+        stack.enter_context(
+            running("rsyslogd", "-n", "-f", str(config), "-i", str(bench.dir / "rsyslog.pid"))
+        )
+        return 0
+
+    with ExitStack() as stack:
+        return received(bench, ship)
+
+
+def kcat(bench: Bench) -> Run:
+    started = time.perf_counter()
+    memory = through_pipe(
+        bench,
+        "kcat",
+        "-P",
+        "-q",
+        "-X",
+        "log_level=3",
+        "-X",
+        "test.mock.num.brokers=1",
+        "-b",
+        "mock",
+        "-t",
+        "logs",
+    )
+    return Run(time.perf_counter() - started, memory)
+
+
+def mosquitto(bench: Bench) -> Run:
+    port = free_port()
+    config = bench.dir / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nlog_type none\n")
+    with running("mosquitto", "-c", str(config), stderr=subprocess.DEVNULL):
+        wait_for_port(port)
+        started = time.perf_counter()
+        memory = through_pipe(bench, "mosquitto_pub", "-p", str(port), "-t", "logs", "-l")
+        return Run(time.perf_counter() - started, memory)
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+# The name, what must be installed, how to run it. The yardstick comes first.
+CONTESTANTS: tuple[tuple[str, str, Callable[[Bench], Run]], ...] = (
+    ("yardstick", "cc", yardstick),
+    ("single", ZMQPUSH, zmqpush("single")),
+    ("frames", ZMQPUSH, zmqpush("frames")),
+    ("array", ZMQPUSH, zmqpush("array", '{"message"')),
+    ("lines", ZMQPUSH, zmqpush("lines", "\n")),
+    ("omczmq", "/usr/lib/x86_64-linux-gnu/rsyslog/omczmq.so", omczmq),
+    ("mosquitto_pub", "mosquitto_pub", mosquitto),
+    ("kcat", "kcat", kcat),
+)
+
+
+def build() -> None:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    for name in ("yardstick", "receiver"):
+        source = HERE / f"{name}.c"
+        subprocess.run(["cc", "-O2", "-o", BUILD / name, source, "-lzmq"], check=True)
+
+
+def throughput(bench: Bench, rounds: int, only: set[str]) -> None:
+    chosen = [
+        (name, run)
+        for name, needs, run in CONTESTANTS
+        if shutil.which(needs) or (os.path.isabs(needs) and os.path.exists(needs))
+        if not only or name in only
+    ]
+    runs: dict[str, list[Run]] = {name: [] for name, _ in chosen}
+    for number in range(rounds):
+        for name, run in chosen:
+            print(f"round {number + 1} of {rounds}: {name:<20}", end="\r", file=sys.stderr)
+            runs[name].append(run(bench))
+    first = runs[chosen[0][0]]
+    print("| shipper | lines/s | spread | ratio | memory |")
+    print("|---|---|---|---|---|")
+    for name, done in runs.items():
+        rates = sorted(bench.lines / run.seconds / 1e6 for run in done)
+        # The ratio within each round, so that a slow moment of the machine counts for both.
+        ratio = statistics.median(a.seconds / b.seconds for a, b in zip(first, done, strict=True))
+        memory = max(run.memory for run in done) / 2**20
+        print(
+            f"| {name} | {statistics.median(rates):.2f} M | {rates[0]:.2f}-{rates[-1]:.2f} "
+            f"| {ratio:.2f} | {f'{memory:.0f} MiB' if memory else ''} |",
+            flush=True,
+        )
+
+
+def milliseconds(times: list[float]) -> str:
+    return f"{statistics.median(times) * 1e3:.2f} ms"
+
+
+def latency(rounds: int) -> None:
+    """Time a lone line from its write, and one from the start of the process, to arrival."""
+    with zmq.Context() as context, context.socket(zmq.PULL) as pull:
+        port = pull.bind_to_random_port("tcp://127.0.0.1")
+        endpoint = f"tcp://127.0.0.1:{port}"
+        lone, start, bare = [], [], []
+        with running(ZMQPUSH, "-qc", endpoint, stdin=subprocess.PIPE) as child:
+            for number in range(20 * rounds):
+                time.sleep(0.01)
+                began = time.perf_counter()
+                os.write(child.stdin.fileno(), b"a line\n")
+                pull.recv()
+                if number:  # the first one waits for the start of the process
+                    lone.append(time.perf_counter() - began)
+            child.stdin.close()
+            child.wait(TIMEOUT)
+        for _ in range(rounds):
+            began = time.perf_counter()
+            subprocess.run([ZMQPUSH, "-qc", endpoint], input=b"x\n", check=True)
+            start.append(time.perf_counter() - began)
+            pull.recv()
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", "pass"], check=True)
+            bare.append(time.perf_counter() - began)
+    over = [a - b for a, b in zip(start, bare, strict=True)]
+    print(f"lone line, written to received: {milliseconds(lone)}")
+    print(f"echo x | zmqpush over python -c pass: {milliseconds(over)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--lines", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="names, with commas; the first is ratio 1")
+    parser.add_argument("--smoke", action="store_true", help="see only that everything runs")
+    args = parser.parse_args()
+    if args.smoke:
+        args.lines, args.rounds = 20_000, 1
+    build()
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), Path(name) / "input", args.lines)
+        with bench.input.open("wb") as file:
+            command = [sys.executable, HERE / "generate.py", str(args.lines)]
+            subprocess.run(command, stdout=file, check=True)
+        throughput(bench, args.rounds, set(filter(None, args.only.split(","))))
+    if not args.only:
+        latency(max(args.rounds, 3) * 3)
+
+
+if __name__ == "__main__":
+    main()
