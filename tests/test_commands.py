@@ -1,34 +1,12 @@
 """The installed commands in real pipes, with a real PULL peer."""
 
 import json
-import re
 import signal
 import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
-import zmq
 
-BIN = Path(sysconfig.get_path("scripts"))
-ZMQPUSH = str(BIN / "zmqpush")
-ZMQPULL = str(BIN / "zmqpull")
-SUMMARY = re.compile(rb"Processed (\d+) messages in \d+\.\d{4}ms\. Tagged with @pid:(\d+)\n")
-
-
-@pytest.fixture
-def pull():
-    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
-        socket.setsockopt(zmq.RCVTIMEO, 20_000)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.bind("tcp://127.0.0.1:*")
-        yield socket
-
-
-def push(*args, data=b"", **kwargs):
-    return subprocess.run(
-        [ZMQPUSH, *args], input=data, capture_output=True, timeout=60, check=False, **kwargs
-    )
+from helpers import SUMMARY, ZMQPULL, ZMQPUSH, push
 
 
 def test_a_hundred_lines_arrive_byte_for_byte_in_order(pull):
