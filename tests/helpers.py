@@ -1,0 +1,52 @@
+"""What several test files share: the installed commands, and waiting for conditions."""
+
+import re
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+BIN = Path(sysconfig.get_path("scripts"))
+ZMQPUSH = str(BIN / "zmqpush")
+ZMQPULL = str(BIN / "zmqpull")
+SUMMARY = re.compile(rb"Processed (\d+) messages in \d+\.\d{4}ms\. Tagged with @pid:(\d+)\n")
+LOSSES = re.compile(rb"zmqpush: (\d+) dropped, (\d+) lost\n")
+# How long to wait for what must happen, in seconds: the machine may be slow.
+PATIENCE = 60.0
+# An endpoint where nothing listens.
+NOBODY = "tcp://127.0.0.1:9"
+
+
+def words(*command: object) -> list[str]:
+    """Return a command line; ZeroMQ tells endpoints as bytes."""
+    return [word.decode() if isinstance(word, bytes) else str(word) for word in command]
+
+
+def push(*args: object, data: bytes = b"", **kwargs: object) -> subprocess.CompletedProcess[bytes]:
+    """Run ``zmqpush`` with ``data`` on its standard input, to its end."""
+    command = words(ZMQPUSH, *args)
+    return subprocess.run(
+        command, input=data, capture_output=True, timeout=PATIENCE, check=False, **kwargs
+    )
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return once ``condition`` is true; fail when it does not become so."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.01)
+
+
+def sent(done: subprocess.CompletedProcess[bytes]) -> int:
+    """Return the number in the summary."""
+    match = SUMMARY.fullmatch(done.stdout)
+    assert match, done
+    return int(match[1])
+
+
+def losses(stderr: bytes) -> tuple[int, int]:
+    """Return how many records were dropped and lost, as standard error tells."""
+    match = LOSSES.search(stderr)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
