@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 
@@ -34,4 +35,8 @@ def start() -> Iterator[object]:
     for child in children:
         if child.poll() is None:
             child.kill()
-        child.communicate()
+        child.wait()
+        for stream in (child.stdin, child.stdout, child.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()

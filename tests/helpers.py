@@ -1,6 +1,7 @@
 """What several test files share: the installed commands, and waiting for conditions."""
 
 import re
+import signal
 import subprocess
 import sysconfig
 import time
@@ -37,6 +38,27 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not happen"
         time.sleep(0.01)
+
+
+def wait_until_ready(child: subprocess.Popen[bytes]) -> None:
+    """Return once a child handles SIGTERM: so early a signal would just end Python."""
+
+    def handles_signals() -> bool:
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        caught = re.search(r"SigCgt:\s+(\w+)", status)
+        return bool(caught and int(caught[1], 16) & 1 << (signal.SIGTERM - 1))
+
+    wait_until(handles_signals)
+
+
+def statistics(child: subprocess.Popen[bytes]) -> tuple[int, int, int, int]:
+    """Return how many records were read, sent, queued and dropped, as SIGHUP tells."""
+    wait_until_ready(child)
+    child.send_signal(signal.SIGHUP)
+    while line := child.stderr.readline():
+        if match := re.search(rb"(\d+) read, (\d+) sent, (\d+) queued, (\d+) dropped", line):
+            return tuple(map(int, match.groups()))
+    raise AssertionError("no statistics on standard error")
 
 
 def sent(done: subprocess.CompletedProcess[bytes]) -> int:

@@ -31,9 +31,8 @@ def _prepare() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, flags)
-    # Ctrl-C ends the program as it would end a C program, until it has handlers.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Signals wait until there are handlers (endings.py unblocks them).
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
     _tune_malloc()
 
 

@@ -29,6 +29,8 @@ from zmqpush.settings import (
 )
 from zmqpush.telemetry import Reporter
 
+EXIT_INTERNAL = 70
+
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -330,5 +332,8 @@ def _run(program: str, main: Coroutine[Any, Any, int]) -> NoReturn:
         raise _Failure(exc, program) from exc
     except ValueError as exc:
         raise click.UsageError(str(exc), click.get_current_context()) from exc
+    except Exception as exc:
+        Reporter(program).warn(f"internal error, please report it: {exc!r}")
+        code = EXIT_INTERNAL
     # Whatever libzmq could not hand over in time must not keep the process: no clean-up.
     os._exit(code)

@@ -68,6 +68,7 @@ class Ending:
     def _handle(self, number: signal.Signals, callback: Callable[[], None]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             self._loop.add_signal_handler(number, callback)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
     def _on_signal(self, at_once: bool) -> None:
         self._signals += 1
@@ -111,7 +112,7 @@ class Ending:
             self._loop.call_later(delay, self._check_stall, timeout, progress, before, since)
 
     async def unless_given_up(
-        self, work: Coroutine[Any, Any, None], beside: "asyncio.Task[None]"
+        self, work: Coroutine[Any, Any, None], beside: "asyncio.Task[None] | None" = None
     ) -> bool:
         """
         Do some work, unless patience ends first.
@@ -126,12 +127,14 @@ class Ending:
         """
         working = asyncio.create_task(work)
         giving_up = asyncio.create_task(self._given_up.wait())
-        await asyncio.wait({working, beside, giving_up}, return_when=asyncio.FIRST_COMPLETED)
-        giving_up.cancel()
-        if not working.done() and not beside.done():
+        tasks: set[asyncio.Task[Any]] = {working, giving_up} | ({beside} if beside else set())
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        failed = beside is not None and beside.done()
+        if not working.done() and not failed:
             await asyncio.wait({working}, timeout=_LAST_CHANCE)
+        giving_up.cancel()
         working.cancel()
-        if beside.done():
+        if beside is not None and failed:
             beside.result()
         if not working.done():
             return False

@@ -90,13 +90,13 @@ class Pusher:
         self._take(self._splitter.finish())
         ending.limit_stall(self._settings.timeout, lambda: link.accepted)
         await ending.unless_given_up(self._drain(), beside=sending)
+        sending.cancel()
         lost = self._queue.records + link.unsent
         accepted = link.accepted
-        closed = await ending.unless_given_up(link.close(), beside=sending)
+        closed = await ending.unless_given_up(link.close())
         if not closed:
             lost += link.in_doubt
             accepted -= link.in_doubt
-        sending.cancel()
         self._reporter.summary(accepted, time.monotonic() - self._started)
         return self._settle(lost)
 

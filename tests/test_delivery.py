@@ -1,0 +1,244 @@
+"""Receivers that are absent, die, or are slow; full queues; memory; an idle process."""
+
+import itertools
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+import zmq
+
+from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPUSH, losses, push, sent, statistics, wait_until
+
+MEMORY_ABOVE_QUEUE = 64 << 20
+_find_numbers = re.compile(rb'"message":"(\d+)"').findall
+FRAMINGS = pytest.mark.parametrize("framing", ["single", "frames", "array", "lines"])
+
+
+def receive(socket):
+    """Return the numbers in the next message, whatever its framing."""
+    return [int(n) for n in _find_numbers(b"".join(socket.recv_multipart()))]
+
+
+def numbers(socket, count, child=None):
+    """Receive so many numbers, or until a child has ended and nothing more comes."""
+    got = []
+    while len(got) < count:
+        if socket.poll(100 if child else PATIENCE * 1000):
+            got += receive(socket)
+        elif not child or child.poll() is not None:
+            break
+    return got
+
+
+def listen(context, endpoint, **options):
+    """Bind a PULL socket."""
+    socket = context.socket(zmq.PULL)
+    socket.setsockopt(zmq.LINGER, 0)
+    for name, value in options.items():
+        socket.setsockopt(getattr(zmq, name), value)
+    socket.bind(endpoint)
+    return socket
+
+
+def feed(child, lines):
+    """Write numbered lines in a thread, since the pipe may fill; return the thread."""
+
+    def write():
+        numbered = iter(lines)
+        while chunk := b"".join(b"%d\n" % n for n in itertools.islice(numbered, 1000)):
+            child.stdin.write(chunk)
+        child.stdin.close()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    return thread
+
+
+def outcome(child):
+    """Wait for the end; return standard output and standard error."""
+    child.wait(PATIENCE)
+    return child.stdout.read(), child.stderr.read()
+
+
+@FRAMINGS
+def test_a_receiver_that_comes_late_gets_everything(start, tmp_path, framing):
+    endpoint = f"ipc://{tmp_path}/socket"
+    child = start(ZMQPUSH, "-c", endpoint, "--framing", framing)
+    feed(child, range(20_000)).join(PATIENCE)
+    assert b"no receiver takes messages" in child.stderr.readline()
+    with zmq.Context() as context, listen(context, endpoint) as socket:
+        got = numbers(socket, 20_000)
+    out, err = outcome(child)
+
+    assert got == list(range(20_000))
+    assert re.search(rb"a receiver takes messages again: \d+ queued, 0 dropped \(after", err)
+    assert (child.returncode, SUMMARY.fullmatch(out)[1]) == (0, b"20000")
+
+
+@FRAMINGS
+def test_a_receiver_that_dies_and_comes_back_costs_no_more_than_what_is_counted(
+    start, tmp_path, framing
+):
+    endpoint = f"ipc://{tmp_path}/socket"
+    total = 1_000_000
+    child = start(ZMQPUSH, "-c", endpoint, "--framing", framing)
+    feed(child, range(total))
+    got = []
+    with zmq.Context() as context:
+        for part in (20_000, 50_000):
+            with listen(context, endpoint, RCVHWM=10) as socket:
+                got += numbers(socket, part)
+        with listen(context, endpoint) as socket:
+            got += numbers(socket, total, child)
+    out, err = outcome(child)
+    dropped, lost = losses(err)
+
+    assert int(SUMMARY.fullmatch(out)[1]) + dropped + lost == total
+    assert got == sorted(set(got))
+    assert len(got) <= total
+    assert got[-1] == total - 1
+
+
+@FRAMINGS
+def test_a_slow_receiver_gets_everything(start, tmp_path, framing):
+    endpoint = f"ipc://{tmp_path}/socket"
+    total = 30_000
+    with zmq.Context() as context, listen(context, endpoint, RCVHWM=1, RCVBUF=4096) as socket:
+        child = start(ZMQPUSH, "-c", endpoint, "--framing", framing, "--queue-max", "64KiB")
+        feed(child, range(total))
+        got = []
+        for turn in itertools.count():
+            got += receive(socket)
+            if len(got) >= total:
+                break
+            if turn % 500 == 0:
+                time.sleep(0.01)
+        out, _ = outcome(child)
+
+    assert got == list(range(total))
+    assert (child.returncode, SUMMARY.fullmatch(out)[1]) == (0, b"%d" % total)
+
+
+def test_several_receivers_share_the_work_and_one_may_be_missing(start, tmp_path):
+    endpoints = [f"ipc://{tmp_path}/{name}" for name in "abc"]
+    with (
+        zmq.Context() as context,
+        listen(context, endpoints[0]) as first,
+        listen(context, endpoints[1]) as second,
+    ):
+        args = [word for endpoint in endpoints for word in ("-c", endpoint)]
+        child = start(ZMQPUSH, *args)
+        feed(child, range(100)).join(PATIENCE)
+        out, _ = outcome(child)
+        got = [numbers(socket, 100, child) for socket in (first, second)]
+
+    assert SUMMARY.fullmatch(out)[1] == b"100"
+    assert sorted(got[0] + got[1]) == list(range(100))
+
+
+def test_when_full_block_makes_the_writer_wait_and_loses_nothing(start, tmp_path):
+    endpoint = f"ipc://{tmp_path}/socket"
+    total = 200_000
+    child = start(ZMQPUSH, "-c", endpoint, "--queue-max", "1MiB")
+    writing = feed(child, range(total))
+    assert b"--when-full block" in child.stderr.readline()
+    assert writing.is_alive()
+    with zmq.Context() as context, listen(context, endpoint) as socket:
+        got = numbers(socket, total)
+    out, _ = outcome(child)
+
+    assert got == list(range(total))
+    assert (child.returncode, SUMMARY.fullmatch(out)[1]) == (0, b"%d" % total)
+
+
+@pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
+def test_when_full_drops_from_the_right_end_and_counts(start, tmp_path, policy):
+    endpoint = f"ipc://{tmp_path}/socket"
+    total = 200_000
+    child = start(ZMQPUSH, "-c", endpoint, "--queue-max", "1MiB", "--when-full", policy)
+    feed(child, range(total)).join(PATIENCE)  # the writer never waits
+    with zmq.Context() as context, listen(context, endpoint) as socket:
+        got = numbers(socket, total, child)
+    out, err = outcome(child)
+    dropped, lost = losses(err)
+
+    assert child.returncode == 1
+    assert dropped > total / 2
+    assert (len(got) + dropped, lost) == (total, 0)
+    assert int(SUMMARY.fullmatch(out)[1]) == len(got)
+    assert got == sorted(got)
+    # The end was kept, or the beginning; of the other the first block, at most.
+    assert (got[-1] == total - 1) == (policy == "drop-oldest")
+    assert got[0] == 0
+
+
+def test_giving_up_counts_what_was_dropped_and_what_is_lost():
+    data = b"".join(b"%d\n" % n for n in range(100_000))
+    options = ("--queue-max", "1MiB", "--when-full", "drop-newest", "--timeout", "0.1")
+    done = push("-c", NOBODY, *options, data=data)
+    dropped, lost = losses(done.stderr)
+
+    assert done.returncode == 69
+    assert min(dropped, lost) > 0
+    assert sent(done) + dropped + lost == 100_000
+
+
+@pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest", "block"])
+def test_memory_is_bounded_while_a_gigabyte_meets_an_absent_receiver(start, policy):
+    size = 1 << 30
+    read, write = os.pipe()
+    line = b"%0127d\n" % 0
+    child = start(ZMQPUSH, "-c", NOBODY, "--when-full", policy, "--timeout", "0", stdin=read)
+    os.close(read)
+    block = line * 1024
+    os.set_blocking(write, policy != "block")
+    written = 0
+    while written < size:
+        try:
+            written += os.write(write, block)
+        except BlockingIOError:
+            if statistics(child)[2] * 170 > 60 << 20:
+                break
+            time.sleep(0.001)
+    os.close(write)
+    peak = peak_memory(child)
+    out, err = outcome(child)
+
+    assert (written == size) == (policy != "block")
+    assert peak < (64 << 20) + MEMORY_ABOVE_QUEUE
+    assert SUMMARY.fullmatch(out)[1] == b"0"
+    assert sum(losses(err)) == -(-written // len(line))
+
+
+def peak_memory(child):
+    with open(f"/proc/{child.pid}/status") as status:
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1]) * 1024
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@FRAMINGS
+def test_an_idle_connected_process_makes_no_system_calls(start, pull, tmp_path, framing):
+    child = start(ZMQPUSH, "-c", pull.last_endpoint, "--framing", framing)
+    child.stdin.write(b"1\n")
+    child.stdin.flush()
+    pull.recv()
+    trace = tmp_path / "trace"
+    strace = start("strace", "-f", "-o", trace, "-p", child.pid)
+    line = strace.stderr.readline()
+    if b"attached" not in line:
+        pytest.skip(f"strace cannot attach: {line.decode()}")
+    time.sleep(5)
+    idle = trace.read_bytes()
+    child.stdin.write(b"2\n")
+    child.stdin.flush()
+    pull.recv()
+    wait_until(lambda: b"read(" in trace.read_bytes())
+    strace.send_signal(signal.SIGINT)
+    strace.communicate(timeout=PATIENCE)
+
+    # What it waits in when strace comes is shown, too, unfinished.
+    assert [entry for entry in idle.splitlines() if b"resumed" in entry or b" = " in entry] == []

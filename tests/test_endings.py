@@ -1,0 +1,170 @@
+"""Every row of the endings table, with real signals: ``docs/architecture.md``."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPUSH, losses, statistics, wait_until
+
+FIRST_SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+def connected(start, pull, *args, **kwargs):
+    """Start zmqpush and let a first line arrive."""
+    child = start(ZMQPUSH, "-c", pull.last_endpoint, *args, **kwargs)
+    child.stdin.write(b"first\n")
+    child.stdin.flush()
+    assert json.loads(pull.recv())["message"] == "first"
+    return child
+
+
+def end(child):
+    """Wait for the end; return exit code, the number in the summary and standard error."""
+    out, err = child.communicate(timeout=PATIENCE)
+    return child.returncode, int(SUMMARY.fullmatch(out)[1]), err
+
+
+def test_end_of_input_delivers_everything(start, pull):
+    child = connected(start, pull)
+    child.stdin.write(b"second\nlast, without a newline")
+
+    assert end(child) == (0, 3, b"")
+    assert [json.loads(pull.recv())["message"] for _ in range(2)] == [
+        "second",
+        "last, without a newline",
+    ]
+
+
+@FIRST_SIGNALS
+def test_a_signal_ends_it_while_the_input_stays_open(start, pull, number):
+    child = connected(start, pull)
+    child.send_signal(number)
+    child.wait(PATIENCE)
+
+    assert SUMMARY.fullmatch(child.stdout.read())[1] == b"1"
+    assert child.returncode == 0
+
+
+@FIRST_SIGNALS
+def test_what_is_written_after_the_first_signal_and_before_the_end_arrives(start, pull, number):
+    # The order of rsyslog: SIGTERM, then the end of the input.
+    child = connected(start, pull)
+    child.send_signal(number)
+    child.stdin.write(b"last words")
+
+    assert end(child) == (0, 2, b"")
+    assert json.loads(pull.recv())["message"] == "last words"
+
+
+def test_a_signal_ends_it_while_the_writer_never_pauses(start, pull):
+    read, write = os.pipe()
+    writer = start("yes", stdout=write)
+    os.close(write)
+    child = start(ZMQPUSH, "-c", pull.last_endpoint, "--grace", 1, stdin=read)
+    os.close(read)
+    pull.recv()
+    child.send_signal(signal.SIGTERM)
+    while child.poll() is None:  # a receiver that takes everything
+        while pull.poll(10):
+            pull.recv()
+    writer.wait(PATIENCE)
+
+    assert child.returncode in (0, 1)
+    assert SUMMARY.fullmatch(child.stdout.read())
+
+
+@FIRST_SIGNALS
+def test_without_a_receiver_the_grace_period_ends_it_and_the_loss_is_counted(start, number):
+    child = start(ZMQPUSH, "-c", NOBODY, "--grace", 0.5)
+    child.stdin.write(b"1\n2\n")
+    child.stdin.flush()
+    wait_until(lambda: statistics(child)[0] == 2)
+    child.send_signal(number)
+    code, sent, err = end(child)
+
+    assert (code, sent, losses(err)) == (1, 0, (0, 2))
+
+
+def test_the_second_signal_means_now(start):
+    child = start(ZMQPUSH, "-c", NOBODY, "--grace", 10 * PATIENCE)
+    child.stdin.write(b"1\n2\n3\n")
+    child.stdin.flush()
+    wait_until(lambda: statistics(child)[0] == 3)
+    child.send_signal(signal.SIGTERM)
+    assert statistics(child)[0] == 3  # so the first one was taken
+    child.send_signal(signal.SIGINT)
+    code, sent, err = end(child)
+
+    assert (code, sent, losses(err)) == (1, 0, (0, 3))
+
+
+def test_a_signal_during_the_last_delivery_starts_the_grace_period(start):
+    child = start(ZMQPUSH, "-c", NOBODY, "--grace", 0.2)
+    child.stdin.write(b"1\n")
+    child.stdin.close()
+    wait_until(lambda: statistics(child)[0] == 1)
+    child.send_signal(signal.SIGTERM)
+    child.wait(PATIENCE)
+
+    assert child.returncode == 1
+    assert losses(child.stderr.read()) == (0, 1)
+
+
+def test_hangup_prints_statistics_and_nothing_else_happens(start, pull):
+    child = connected(start, pull)
+
+    assert statistics(child)[0] == 1
+    child.stdin.write(b"second\n")
+    assert end(child)[:2] == (0, 2)
+
+
+def test_a_closed_standard_output_does_no_harm(start, pull):
+    child = connected(start, pull)
+    child.stdout.close()
+    child.stdin.write(b"second\n")
+    child.stdin.close()
+    child.wait(PATIENCE)
+
+    assert child.returncode == 0
+    assert json.loads(pull.recv())["message"] == "second"
+    assert b"summary" in child.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_the_parent_ignores_stays_ignored(start, pull, number):
+    child = connected(start, pull, "-q", preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
+    child.send_signal(number)
+    child.send_signal(number)
+    child.stdin.write(b"second\n")
+    child.stdin.flush()
+    assert json.loads(pull.recv())["message"] == "second"
+    out, err = child.communicate(b"third\n", timeout=PATIENCE)
+
+    assert (child.returncode, out, err) == (0, b"", b"")
+    assert json.loads(pull.recv())["message"] == "third"
+
+
+def test_a_stopped_terminal_job_goes_on(start, pull):
+    child = connected(start, pull)
+    child.send_signal(signal.SIGSTOP)
+    child.stdin.write(b"second\n")
+    child.stdin.flush()
+    child.send_signal(signal.SIGCONT)
+
+    assert json.loads(pull.recv())["message"] == "second"
+    assert end(child)[:2] == (0, 2)
+
+
+def test_the_time_limit_counts_from_the_last_delivery(start):
+    done = subprocess.run(
+        [ZMQPUSH, "-c", NOBODY, "--timeout", "0.3"],
+        input=b"1\n2\n",
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+
+    assert done.returncode == 69
+    assert losses(done.stderr) == (0, 2)

@@ -1,0 +1,263 @@
+"""The installed receiver, with bare PUSH peers."""
+
+import array
+import fcntl
+import json
+import re
+import signal
+import socket
+import subprocess
+import termios
+
+import pytest
+import zmq
+
+from helpers import PATIENCE, ZMQPULL, wait_until
+
+ONE = b'{"n":1}\n'
+RECORDS = [b'{"n":%d,"text":"%s"}\n' % (n, b"x" * 80) for n in range(1000)]
+DATA = b"".join(RECORDS)
+ARRAY = b"[%s]" % b",".join(RECORDS)
+FULL = b"zmqpull: cannot write to %s: No space left on device: waiting\n"
+
+
+@pytest.fixture
+def endpoint(tmp_path):
+    return f"ipc://{tmp_path}/socket"
+
+
+@pytest.fixture
+def sender(endpoint):
+    """Return a function that makes a bare PUSH socket, connected to the endpoint."""
+    sockets = []
+    with zmq.Context() as context:
+
+        def connect() -> zmq.Socket:
+            sockets.append(context.socket(zmq.PUSH))
+            sockets[-1].setsockopt(zmq.SNDTIMEO, int(PATIENCE * 1000))
+            sockets[-1].setsockopt(zmq.RECONNECT_IVL, 10)
+            sockets[-1].connect(endpoint)
+            return sockets[-1]
+
+        yield connect
+        context.destroy(linger=0)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return where a file system of one MiB is mounted."""
+    mount = f"mount -t tmpfs -o size=1m zmqpull {tmp_path}"
+    if subprocess.run(mount, shell=True, check=False).returncode:
+        pytest.skip("a small tmpfs cannot be mounted here: that takes root")
+    yield tmp_path
+    subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def finish(child: subprocess.Popen) -> tuple[int, bytes, bytes]:
+    """Return the exit code, and what there is to read, of a program that ends."""
+    out, err = child.communicate(timeout=PATIENCE)
+    assert b"Traceback" not in err
+    return child.returncode, out, err
+
+
+def wait_until_blocked(child: subprocess.Popen) -> None:
+    """Return once the pipe that the program writes to is full."""
+    full = fcntl.fcntl(child.stdout, fcntl.F_GETPIPE_SZ) - 4096
+    unread = array.array("i", [0])
+    wait_until(lambda: fcntl.ioctl(child.stdout, termios.FIONREAD, unread) or unread[0] > full)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [[record.strip()] for record in RECORDS],
+        [RECORDS],
+        [[b""], [b"", ARRAY]],
+        [[DATA]],
+        [[DATA.strip()]],
+        [RECORDS[:5], [b"[%s]" % b",".join(RECORDS[5:9])], [b"".join(RECORDS[9:])]],
+    ],
+    ids=["single", "frames", "array", "lines", "no final newline", "mixed"],
+)
+def test_every_framing_of_a_bare_peer_becomes_lines(start, endpoint, sender, messages):
+    child = start(ZMQPULL, "-b", endpoint, "-n", "1000")
+    push = sender()
+    for message in messages:
+        push.send_multipart(message)
+
+    assert finish(child) == (0, DATA, b"zmqpull: 1000 records written\n")
+
+
+def test_garbage_is_passed_on_as_messages_and_counted(start, endpoint, sender):
+    child = start(ZMQPULL, "-b", endpoint, "-n", "5")
+    sender().send_multipart([b"no json", ONE, b"\xff\0", b'{"a":[1', b"2]}"])
+    code, out, err = finish(child)
+    messages = [json.loads(line).get("message") for line in out.splitlines()]
+
+    assert messages == ["no json", None, "\\xff\0", '{"a":[1', "2]}"]
+    assert (code, err) == (0, b"zmqpull: 5 records written, 4 of them were no JSON object\n")
+
+
+def test_it_stops_after_exactly_so_many_records_in_the_middle_of_an_array(start, endpoint, sender):
+    child = start(ZMQPULL, "-b", endpoint, "-n", "3")
+    sender().send_multipart([ONE, b"[%s,2,3,4]" % ONE])
+    err = b"zmqpull: 3 records written, 1 of them were no JSON object\n"
+
+    assert finish(child) == (0, ONE + ONE + b'{"message":"2"}\n', err)
+
+
+def test_it_appends_to_a_file_and_opens_it_anew_on_sighup(start, endpoint, sender, tmp_path):
+    path, old = tmp_path / "out", tmp_path / "out.1"
+    path.write_bytes(ONE)
+    child = start(ZMQPULL, "-b", endpoint, "-n", "1000", "--to", path)
+    push = sender()
+    for number, record in enumerate(RECORDS[:-1]):
+        push.send(record)
+        if number == 100:
+            wait_until(lambda: path.stat().st_size > len(ONE))
+            path.rename(old)
+        if number == 200:
+            child.send_signal(signal.SIGHUP)
+    wait_until(path.exists)
+    push.send(RECORDS[-1])
+
+    assert finish(child)[:2] == (0, b"")
+    assert path.read_bytes().endswith(RECORDS[-1])
+    assert old.read_bytes() + path.read_bytes() == ONE + DATA
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("frames", [[DATA * 20], RECORDS * 20], ids=["few", "many"])
+def test_what_was_received_before_a_signal_is_written(start, endpoint, sender, number, frames):
+    child = start(ZMQPULL, "-b", endpoint, "--grace", PATIENCE)
+    sender().send_multipart(frames)
+    wait_until_blocked(child)
+    child.send_signal(number)
+
+    assert finish(child) == (0, DATA * 20, b"zmqpull: 20000 records written\n")
+
+
+def test_an_interrupt_that_the_parent_ignored_stays_ignored(start, endpoint, sender):
+    child = start("sh", "-c", f"trap '' INT; exec {ZMQPULL} -q -b {endpoint} -n 2")
+    push = sender()
+    push.send(ONE)
+
+    assert child.stdout.readline() == ONE
+    child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGINT)
+    push.send(ONE)
+    assert finish(child) == (0, ONE, b"")
+
+
+def test_it_ends_quietly_by_itself_when_its_reader_goes(start, endpoint, sender):
+    child = start(ZMQPULL, "-q", "-b", endpoint)
+    sender().send(ONE)
+
+    assert child.stdout.readline() == ONE
+    child.stdout.close()
+    assert child.wait(PATIENCE) == 0
+    assert child.stderr.read() == b""
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_lost(small_disk, start, endpoint, sender):
+    ballast, path = small_disk / "ballast", small_disk / "out"
+    ballast.write_bytes(bytes(960 << 10))
+    child = start(ZMQPULL, "-b", endpoint, "-n", "3000", "--to", path)
+    push = sender()
+    push.send(ARRAY)
+
+    assert child.stderr.readline() == FULL % bytes(path)
+    push.send_multipart(RECORDS)
+    push.send(DATA)
+    ballast.unlink()
+    err = b"zmqpull: writing to %s again\nzmqpull: 3000 records written\n" % bytes(path)
+    assert finish(child) == (0, b"", err)
+    assert path.read_bytes() == DATA * 3
+
+
+@pytest.mark.parametrize("frames", [[DATA * 20], RECORDS * 20], ids=["few", "many"])
+def test_what_a_full_output_did_not_take_in_time_is_told_as_lost(start, endpoint, sender, frames):
+    with open("/dev/full", "wb") as full:
+        child = start(ZMQPULL, "-b", endpoint, "--grace", "0.2", stdout=full)
+    sender().send_multipart(frames)
+
+    assert child.stderr.readline() == FULL % b"standard output"
+    child.send_signal(signal.SIGTERM)
+    code, _, err = finish(child)
+    assert (code, re.findall(rb"(\d+) lost", err)) == (74, [b"20000"])
+
+
+@pytest.mark.parametrize("to", ["-", "/dev/stdout"])
+def test_what_is_written_and_what_is_told_as_lost_make_up_all(start, endpoint, sender, to):
+    child = start(ZMQPULL, "-b", endpoint, "--to", to)
+    sender().send(ARRAY)
+    wait_until_blocked(child)
+    child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGINT)
+
+    assert child.wait(PATIENCE) == 74  # though nobody reads
+    _, out, err = finish(child)
+    written = out.count(b"\n")
+    assert out == DATA[: len(out)]
+    assert re.findall(rb"(\d+) lost|(\d+) records", err) == [
+        (b"", b"%d" % written),
+        (b"%d" % (1000 - written), b""),
+    ]
+
+
+def test_a_slow_reader_loses_nothing(start, endpoint, sender):
+    child = start(ZMQPULL, "-q", "-b", endpoint, "-n", "40000")
+    push = sender()
+    for _ in range(20):
+        push.send(DATA)
+        push.send_multipart(RECORDS)
+    wait_until_blocked(child)
+
+    assert finish(child) == (0, DATA * 40, b"")
+
+
+def test_several_senders_send_at_once(start, endpoint, sender):
+    child = start(ZMQPULL, "-q", "-b", endpoint, "-n", "4000")
+    begins = {b'{"from":%d,' % number: sender() for number in range(4)}
+    for record in RECORDS:
+        for begin, push in begins.items():
+            push.send(begin + record[1:])
+    lines = finish(child)[1].splitlines(True)
+
+    for begin in begins:
+        assert [b"{" + ln.removeprefix(begin) for ln in lines if ln.startswith(begin)] == RECORDS
+
+
+def test_it_connects_to_a_sender_that_binds(start):
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push:
+        push.bind("tcp://127.0.0.1:*")
+        child = start(ZMQPULL, "-q", "-c", push.last_endpoint, "-n", "1000")
+        push.send_multipart(RECORDS)
+
+        assert finish(child) == (0, DATA, b"")
+
+
+@pytest.mark.parametrize("to", ["", "no/out"])
+def test_a_file_that_cannot_be_opened_is_one_line(start, endpoint, tmp_path, to):
+    code, _, err = finish(start(ZMQPULL, "-b", endpoint, "--to", tmp_path / to))
+
+    assert (code, err.count(b"\n")) == (74, 1)
+    assert err.startswith(b"zmqpull: cannot open %s" % bytes(tmp_path))
+
+
+def test_an_output_that_was_closed_is_one_line(start, endpoint, sender):
+    child = start("sh", "-c", f"exec {ZMQPULL} -q -b {endpoint} >&-")
+    sender().send(ONE)
+    err = b"zmqpull: cannot write to standard output: Bad file descriptor\n"
+
+    assert finish(child) == (74, b"", err)
+
+
+def test_an_endpoint_in_use_is_one_line_and_a_bad_one_a_usage_error(start):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        code, _, err = finish(start(ZMQPULL, "-b", address))
+
+    assert (code, err.count(b"\n")) == (69, 1)
+    assert f"zmqpull: cannot bind {address}: Address already in use".encode() in err
+    assert finish(start(ZMQPULL, "-b", "localhost:5014"))[0] == 2
