@@ -1,0 +1,48 @@
+"""Who may import whom, as ``docs/architecture.md`` says."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import zmqpush
+
+ROOT = Path(zmqpush.__file__).parent
+# What knows no I/O, and what every file may use.
+PURE = {"core.envelope", "core.framing", "core.lines", "core.records"}
+VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors"}
+ALLOWED = {
+    "__main__": {"cli"},
+    "cli": {"config", "push", "pull"},
+    "push": {"source", "links", "endings"},
+    "pull": {"sink", "links", "endings"},
+}
+MODULES = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.rglob("*.py"))
+FORBIDDEN_IN_CORE = {"asyncio", "os", "select", "signal", "socket", "sys", "threading", "time"}
+
+
+def imports(module):
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            yield str(node.module)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_lies_below_it(module):
+    ours = {
+        name.removeprefix("zmqpush").removeprefix(".")
+        for name in imports(module)
+        if name.split(".")[0] == "zmqpush"
+    }
+    allowed = PURE if module.startswith("core.") else PURE | VOCABULARY | ALLOWED.get(module, set())
+
+    assert ours <= allowed
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_the_core_knows_no_files_sockets_clocks_or_loops(module):
+    assert not FORBIDDEN_IN_CORE & {name.split(".")[0] for name in imports(module)}
