@@ -2,18 +2,26 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+SOURCES := $(shell find src -name '*.py')
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench clean
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable . build mypy ruff hypothesis pytest pytest-timeout
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --group dev
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.tools $(SOURCES)
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/pip install --quiet --force-reinstall dist/zmqpush-*.whl
 	touch $@
 
 demo: $(VENV)/.installed  ## Ship a log through a real pipeline and show what arrives.
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh bench/demo.sh
 
-test: $(VENV)/.installed  ## Run all tests.
+test: $(VENV)/.installed  ## Run all tests, against the built and installed package.
 	$(BIN)/pytest
 
 lint: $(VENV)/.installed  ## Check style, format and types.
@@ -21,9 +29,12 @@ lint: $(VENV)/.installed  ## Check style, format and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed
+format: $(VENV)/.tools  ## Mend style and format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## Measure, next to the C yardstick and the peers. ARGS=--smoke is quick.
+	$(BIN)/python bench/run.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -271,7 +271,7 @@ def push(
     context_settings={"auto_envvar_prefix": "ZMQPULL", "max_content_width": 100},
     epilog="""\b
 Examples:
-  zmqpull | jq .message
+  zmqpull | jq --unbuffered .message
   zmqpull -b 'tcp://*:5014' --to /var/log/all.ndjson
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML

@@ -1,0 +1,134 @@
+"""Every command that the documentation shows is run, with its names made local."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from helpers import BIN, PATIENCE, wait_until
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+APP = "#!/bin/sh\necho from app\necho an error from app >&2\n"
+
+
+def blocks(language):
+    """Return the code blocks of a language, in all pages."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [code for page in PAGES for code in fence.findall(page.read_text())]
+
+
+def commands():
+    """Return the commands of all ``sh`` blocks, without those of make."""
+    lines = "".join(blocks("sh")).splitlines()
+    return [line for line in lines if not line.startswith("make ")]
+
+
+@pytest.fixture
+def local(tmp_path, pull):
+    """Return a function that makes a command's hosts, ports and paths local."""
+    (tmp_path / "bin").mkdir()
+    app = tmp_path / "bin" / "app"
+    app.write_text(APP)
+    app.chmod(0o755)
+    (tmp_path / "app.log").write_text("from app\n")
+    port = pull.last_endpoint.decode().rsplit(":", 1)[1]
+
+    def translate(text):
+        text = re.sub(r"tcp://logs\.example\.com:\d+", f"tcp://127.0.0.1:{port}", text)
+        text = text.replace("tcp://*:5014", f"ipc://{tmp_path}/socket")
+        return text.replace("/var/log", str(tmp_path)).replace("/usr/local/bin", str(BIN))
+
+    return translate
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Start a command in bash, in a process group that is ended with the test."""
+    started = []
+
+    def run(command):
+        path = f"{BIN}:{tmp_path}/bin:{os.environ['PATH']}"
+        with open(tmp_path / "out", "wb") as out:
+            started.append(
+                subprocess.Popen(
+                    ["bash", "-c", command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env=os.environ | {"PATH": path},
+                    start_new_session=True,
+                )
+            )
+        return started[-1]
+
+    yield run
+    for child in started:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
+        child.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if re.search(r"\bzmqpush --", c)])
+def test_a_command_that_ships_delivers(command, local, shell, pull):
+    assert "zmqpull" not in command
+    shell(local(command))
+
+    while b"app" not in pull.recv():  # fails when nothing more comes
+        pass
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("zmqpull")])
+def test_a_command_that_receives_writes(command, local, shell, tmp_path):
+    if "jq" in command and not shutil.which("jq"):
+        pytest.skip("jq is not installed")
+    shell(local(command))
+    endpoint = f"ipc://{tmp_path}/socket"
+    probe = [BIN / "zmqpush", "-q", "-c", endpoint]
+    subprocess.run(probe, input=b"probe\n", timeout=PATIENCE, check=True)
+    out = tmp_path / ("all.ndjson" if "--to" in command else "out")
+    wait_until(lambda: b"probe" in out.read_bytes())
+
+
+def test_every_command_is_one_of_those():
+    known = re.compile(r"\bzmqpush --|^zmqpull|^eval ")
+
+    assert [command for command in commands() if not known.search(command)] == []
+
+
+def test_the_completion_works_in_bash(shell):
+    (command,) = [c for c in commands() if c.startswith("eval ")]
+    child = shell(f"{command} && complete -p zmqpush zmqpull")
+
+    assert child.wait(PATIENCE) == 0
+
+
+def test_the_configuration_file_is_one(local, pull, tmp_path):
+    (toml,) = blocks("toml")
+    path = tmp_path / "zmqpush.toml"
+    path.write_text(local(toml))
+    subprocess.run([BIN / "zmqpush", "--config", path], input=b"x", timeout=PATIENCE, check=True)
+
+    assert b'"environment":"production"' in pull.recv()
+
+
+def test_the_rsyslog_configuration_parses(local, tmp_path):
+    rsyslogd = shutil.which("rsyslogd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if not rsyslogd:
+        pytest.skip("rsyslogd is not installed")
+    (config,) = blocks("rsyslog")
+    path = tmp_path / "rsyslog.conf"
+    path.write_text(local(config))
+    done = subprocess.run([rsyslogd, "-N1", "-f", path], capture_output=True, timeout=PATIENCE)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
