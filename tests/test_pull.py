@@ -88,22 +88,14 @@ def test_every_framing_of_a_bare_peer_becomes_lines(start, endpoint, sender, mes
     assert finish(child) == (0, DATA, b"zmqpull: 1000 records written\n")
 
 
-def test_garbage_is_passed_on_as_messages_and_counted(start, endpoint, sender):
-    child = start(ZMQPULL, "-b", endpoint, "-n", "5")
-    sender().send_multipart([b"no json", ONE, b"\xff\0", b'{"a":[1', b"2]}"])
+def test_garbage_becomes_counted_messages_and_an_array_may_hold_too_much(start, endpoint, sender):
+    child = start(ZMQPULL, "-b", endpoint, "-n", "6")
+    sender().send_multipart([b"no json", ONE, b"\xff\0", b'{"a":[1', b"2]}", b"[%s,2,3]" % ONE])
     code, out, err = finish(child)
     messages = [json.loads(line).get("message") for line in out.splitlines()]
 
-    assert messages == ["no json", None, "\\xff\0", '{"a":[1', "2]}"]
-    assert (code, err) == (0, b"zmqpull: 5 records written, 4 of them were no JSON object\n")
-
-
-def test_it_stops_after_exactly_so_many_records_in_the_middle_of_an_array(start, endpoint, sender):
-    child = start(ZMQPULL, "-b", endpoint, "-n", "3")
-    sender().send_multipart([ONE, b"[%s,2,3,4]" % ONE])
-    err = b"zmqpull: 3 records written, 1 of them were no JSON object\n"
-
-    assert finish(child) == (0, ONE + ONE + b'{"message":"2"}\n', err)
+    assert messages == ["no json", None, "\\xff\0", '{"a":[1', "2]}", None]
+    assert (code, err) == (0, b"zmqpull: 6 records written, 4 of them were no JSON object\n")
 
 
 def test_it_appends_to_a_file_and_opens_it_anew_on_sighup(start, endpoint, sender, tmp_path):
@@ -199,10 +191,8 @@ def test_what_is_written_and_what_is_told_as_lost_make_up_all(start, endpoint, s
     _, out, err = finish(child)
     written = out.count(b"\n")
     assert out == DATA[: len(out)]
-    assert re.findall(rb"(\d+) lost|(\d+) records", err) == [
-        (b"", b"%d" % written),
-        (b"%d" % (1000 - written), b""),
-    ]
+    assert re.findall(rb"(\d+) records written", err) == [b"%d" % written]
+    assert re.findall(rb"(\d+) lost", err) == [b"%d" % (1000 - written)]
 
 
 def test_a_slow_reader_loses_nothing(start, endpoint, sender):
@@ -237,27 +227,21 @@ def test_it_connects_to_a_sender_that_binds(start):
         assert finish(child) == (0, DATA, b"")
 
 
-@pytest.mark.parametrize("to", ["", "no/out"])
-def test_a_file_that_cannot_be_opened_is_one_line(start, endpoint, tmp_path, to):
-    code, _, err = finish(start(ZMQPULL, "-b", endpoint, "--to", tmp_path / to))
-
-    assert (code, err.count(b"\n")) == (74, 1)
-    assert err.startswith(b"zmqpull: cannot open %s" % bytes(tmp_path))
-
-
-def test_an_output_that_was_closed_is_one_line(start, endpoint, sender):
-    child = start("sh", "-c", f"exec {ZMQPULL} -q -b {endpoint} >&-")
-    sender().send(ONE)
-    err = b"zmqpull: cannot write to standard output: Bad file descriptor\n"
-
-    assert finish(child) == (74, b"", err)
-
-
-def test_an_endpoint_in_use_is_one_line_and_a_bad_one_a_usage_error(start):
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ("--to /", 74, "cannot open /: Is a directory"),
+        ("--to /nowhere/out", 74, "cannot open /nowhere/out: No such file or directory"),
+        ("-b tcp://127.0.0.1:{port}", 69, "cannot bind tcp://127.0.0.1:{port}: Address already in"),
+        ("-b localhost:5014", 2, "'localhost:5014' is not an endpoint"),
+    ],
+)
+def test_what_cannot_be_used_is_told_in_one_line(start, endpoint, options, code, message):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        code, _, err = finish(start(ZMQPULL, "-b", address))
+        port = server.getsockname()[1]
+        child = start(ZMQPULL, "-b", endpoint, *options.format(port=port).split())
+        done = finish(child)
 
-    assert (code, err.count(b"\n")) == (69, 1)
-    assert f"zmqpull: cannot bind {address}: Address already in use".encode() in err
-    assert finish(start(ZMQPULL, "-b", "localhost:5014"))[0] == 2
+    assert (done[0], done[1]) == (code, b"")
+    assert message.format(port=port) in done[2].decode()
+    assert done[2].count(b"\n") == 1 or code == 2  # with the usage

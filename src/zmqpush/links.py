@@ -8,6 +8,7 @@ commands that wait for the socket, and any call may consume them), so every wait
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import random
@@ -16,7 +17,7 @@ import struct
 import termios
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import repeat
 from operator import length_hint
 
@@ -92,7 +93,8 @@ class Link:
                     getattr(self._socket, verb)(endpoint)
                 except zmq.ZMQError as exc:
                     self._context.destroy(linger=0)
-                    raise EndpointError(f"cannot {verb} {endpoint}: {exc.strerror}") from exc
+                    reason = zmq.strerror(exc.errno or 0)
+                    raise EndpointError(f"cannot {verb} {endpoint}: {reason}") from exc
         self._signal = Readiness(self._get(zmq.FD))
 
     def _get(self, option: int) -> int:
@@ -251,6 +253,12 @@ class PullLink(Link):
         except zmq.Again:
             pass  # what came before it is in the list
         return frames
+
+    def drain(self) -> Iterator[list[bytes]]:
+        """Yield messages until none is there, at most what libzmq holds for one sender."""
+        with contextlib.suppress(zmq.Again):
+            for _ in range(_RECEIVE_HWM):
+                yield self._socket.recv_multipart(_NOBLOCK)
 
     async def readable(self) -> None:
         """Return when a message may be there, or earlier."""

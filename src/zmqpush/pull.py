@@ -1,19 +1,19 @@
 """The ``zmqpull`` program: receives, makes JSON lines of what comes, and writes them."""
 
 import asyncio
+import time
 
+from zmqpush.core.envelope import Payload
 from zmqpush.core.records import RecordDecoder
 from zmqpush.endings import Ending
-from zmqpush.errors import SinkClosedError, SinkError
+from zmqpush.errors import SinkClosedError
 from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
 from zmqpush.sink import Sink
 from zmqpush.telemetry import Reporter
 
+EXIT_LOSS = 1
 EXIT_SINK = 74
-
-# What is taken from libzmq after the first signal, in frames: what its queue may hold.
-_LAST_FRAMES = 1000
 
 
 class Puller:
@@ -36,9 +36,9 @@ class Puller:
         self._link = PullLink(settings.endpoints)
         self._decoder = RecordDecoder()
         self._written = 0
-        self._in_hand = 0
         self._wanted = settings.count
-        self._frames_left: int | None = None
+        self._grace = settings.grace
+        self._until: float | None = None
         self._ending = Ending(settings.grace, self._stop, lambda: self._written)
 
     async def run(self) -> int:
@@ -60,46 +60,40 @@ class Puller:
             return 0  # the reader has what it wanted, as in `zmqpull | head`
         finally:
             watching.cancel()
+            self._written -= self._sink.unwritten
             self._tell_statistics()
-        if not done and self._in_hand:
-            self._reporter.warn(f"{self._in_hand} lost: they could not be written in time")
-            return EXIT_SINK
+        if self._until is not None and (lost := self._sink.unwritten + self._count_the_rest()):
+            self._reporter.warn(f"{lost} lost: they could not be written in time")
+            return EXIT_LOSS if done else EXIT_SINK
         return 0
 
     async def _receive_all(self) -> None:
         while self._wanted is None or self._written < self._wanted:
-            limits = [self._frames_left]
-            if self._wanted is not None:
-                limits.append(self._wanted - self._written)
-            frames = self._link.receive(min((n for n in limits if n is not None), default=None))
-            if frames:
-                await self._write(frames)
-            elif self._frames_left is not None:
-                return
-            else:
+            left = None if self._wanted is None else self._wanted - self._written
+            if frames := self._link.receive(left):
+                await self._write(self._decoder.decode(frames, left))
+            elif self._until is None:
                 await self._link.readable()
+            else:
+                return
+            if self._until is not None and time.monotonic() > self._until:
+                return
 
-    async def _write(self, frames: list[bytes]) -> None:
-        payload = self._decoder.decode(frames)
-        if self._wanted is not None and payload.records > self._wanted - self._written:
-            payload = payload.first(self._wanted - self._written)
-        if self._frames_left is not None:
-            self._frames_left -= len(frames)
-        self._in_hand = payload.records
-        await self._sink.write(payload.data)
-        self._in_hand = 0
+    def _count_the_rest(self) -> int:
+        decoder = RecordDecoder()
+        return sum(decoder.decode(frames).records for frames in self._link.drain())
+
+    async def _write(self, payload: Payload) -> None:
         self._written += payload.records
+        await self._sink.write(payload.data)
         await asyncio.sleep(0)  # signals get a turn, however fast the senders are
 
     def _stop(self) -> None:
-        self._frames_left = _LAST_FRAMES
+        self._until = time.monotonic() + self._grace / 2
         self._link.wake()
 
     def _hang_up(self) -> None:
-        try:
-            self._sink.reopen()
-        except SinkError as exc:
-            self._reporter.warn(f"{exc}: still writing to the old file")
+        self._sink.reopen()
         self._tell_statistics()
 
     def _tell_statistics(self) -> None:

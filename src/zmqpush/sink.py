@@ -39,11 +39,18 @@ class Sink:
         self._fd = 1
         self._write: Callable[[memoryview], int]
         self._wait_first = self._watched = False
+        self._rest = memoryview(b"")
+        self._reopen_due = False
         if to == "-":
             self._use_standard_output()
+            self._room = Readiness(self._fd, write=True)
         else:
-            self.reopen()
-        self._room = Readiness(self._fd, write=True)
+            self._open()
+
+    @property
+    def unwritten(self) -> int:
+        """How many records of the last write are not written, or not to their end."""
+        return self._rest.tobytes().count(b"\n")
 
     def _use_standard_output(self) -> None:
         try:
@@ -66,10 +73,21 @@ class Sink:
             self._write = lambda data: os.write(1, data)
 
     def reopen(self) -> None:
-        """Open the file anew, as after its rotation; standard output stays as it is."""
-        if self._to == "-":
-            return
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        """
+        Open the file anew, as after its rotation, once the last write is whole.
+
+        Standard output and a FIFO stay. If the file cannot be opened, the old one does.
+        """
+        self._reopen_due = self._to != "-" and not self._watched
+        if self._reopen_due and not self._rest:
+            self._reopen_due = False
+            try:
+                self._open()
+            except SinkError as exc:
+                self._reporter.warn(f"{exc}: still writing to the old file")
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             fd = os.open(self._to, flags, 0o640)
         except OSError as exc:
@@ -77,6 +95,8 @@ class Sink:
         if self._fd != 1:
             os.close(self._fd)
         self._fd = fd
+        self._watched = stat.S_ISFIFO(os.fstat(fd).st_mode)
+        self._room = Readiness(fd, write=True)
         self._write = lambda data: os.write(fd, data)
 
     async def write(self, data: bytes) -> None:
@@ -89,13 +109,13 @@ class Sink:
                 disk.
 
         """
-        rest = memoryview(data)
+        self._rest = memoryview(data)
         full = False
-        while rest:
+        while self._rest:
             try:
                 if self._wait_first:
                     await self._room.wait()
-                rest = rest[self._write(rest) :]
+                self._rest = self._rest[self._write(self._rest) :]
             except BlockingIOError:
                 await self._room.wait()
             except OSError as exc:
@@ -109,6 +129,8 @@ class Sink:
                 await asyncio.sleep(_FULL_DELAY)
         if full:
             self._reporter.notice(f"writing to {self._name} again")
+        if self._reopen_due:
+            self.reopen()
 
     async def closed(self) -> None:
         """

@@ -8,6 +8,7 @@ What is not a JSON object is passed on as the ``message`` of a record, and count
 import json
 import secrets
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from operator import methodcaller
 from typing import NoReturn
 
@@ -18,9 +19,26 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_loads = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+_loads, _scan = _decoder.decode, _decoder.raw_decode
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _without_newline = methodcaller("removesuffix", b"\n")
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at] in " \t\n\r":
+        at += 1
+    return at
+
+
+def _elements(text: str) -> Iterator[tuple[object, str]]:
+    """Yield the elements of a valid JSON array, and each as it was written, in one line."""
+    at = _skip(text, 0) + 1
+    while text[at := _skip(text, at)] != "]":
+        value, end = _scan(text, at)
+        yield value, text[at:end].replace("\n", " ")
+        at = _skip(text, end)
+        at += text[at] == ","
 
 
 class RecordDecoder:
@@ -39,12 +57,15 @@ class RecordDecoder:
         self._mark = secrets.token_hex(8)
         self._mark_between = f',"{self._mark}",'
 
-    def decode(self, frames: Sequence[bytes]) -> Payload:
-        """Return the records of some frames, each followed by a newline."""
+    def decode(self, frames: Sequence[bytes], most: int | None = None) -> Payload:
+        """Return the (first ``most``) records of some frames, each followed by a newline."""
         data = b"\n".join(map(_without_newline, frames))
         if self._all_objects(data):
-            return Payload(data + b"\n", data.count(b"\n") + 1)
-        records = [record for frame in frames for record in self._from_frame(frame)]
+            payload = Payload(data + b"\n", data.count(b"\n") + 1)
+            return payload if most is None or payload.records <= most else payload.first(most)
+        # Lazily: what is not taken is not counted either.
+        each = (record for frame in frames for record in self._from_frame(frame))
+        records = list(islice(each, most))
         text = "".join(f"{record}\n" for record in records)
         # A lone surrogate can come only from the escape \uD800 and becomes it again.
         return Payload(text.encode("utf-8", "backslashreplace"), len(records))
@@ -55,26 +76,36 @@ class RecordDecoder:
             values = _loads(f"[{text}]")
         except (ValueError, RecursionError):
             return False
-        return {type(value) for value in values[::2]} == {dict} and values[1::2] == [self._mark] * (
-            len(values) // 2
-        )
+        # As many marks as newlines, and all of them between values: none is inside one.
+        newlines = data.count(b"\n")
+        marks = [self._mark] * newlines
+        return {type(value) for value in values[::2]} == {dict} and values[1::2] == marks
 
     def _from_frame(self, frame: bytes) -> Iterator[str]:
         # An empty frame is the delimiter that some peers send before their data.
         if frame:
-            text = frame.decode("utf-8", "backslashreplace").removesuffix("\n")
+            frame = frame.removesuffix(b"\n")
+            try:
+                text = frame.decode()
+            except UnicodeDecodeError:
+                lines = frame.split(b"\n")
+                if len(lines) == 1:
+                    yield self._from_foreign(frame.decode("utf-8", "backslashreplace"))
+                else:
+                    for line in lines:
+                        yield from self._from_frame(line or b"\n")
+                return
             yield from self._from_text(text)
 
     def _from_text(self, text: str) -> Iterator[str]:
         try:
             value = _loads(text)
             if isinstance(value, dict):
-                yield _dumps(value) if "\n" in text else text
+                yield text.replace("\n", " ")
                 return
             if isinstance(value, list):
-                elements = [(element, _dumps(element)) for element in value]
-                for element, encoded in elements:
-                    yield encoded if isinstance(element, dict) else self._from_foreign(encoded)
+                for element, source in _elements(text):
+                    yield source if isinstance(element, dict) else self._from_foreign(source)
                 return
         except (ValueError, RecursionError):
             pass
