@@ -55,7 +55,7 @@ class _Checked(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no t
         self._read = read
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not isinstance(value, str | int):
+        if isinstance(value, bytes | tuple):  # read already
             return value
         try:
             return self._read(str(value))
@@ -64,10 +64,19 @@ class _Checked(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no t
 
 
 def _read_size(text: str) -> int:
-    match = re.fullmatch(r"(\d+) ?([kmg]?)(i?b)?", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,18}) ?([kmg]?)(i?b)?", text.strip().lower())
     if not match or not int(match[1]):
         raise ValueError(f"{text!r} is not a size; a good one is 64MiB")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _read_seconds(text: str) -> float:
+    try:
+        if (seconds := float(text)) >= 0:
+            return seconds
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} is not a time in seconds; a good one is 2.5")
 
 
 def _read_max_line(text: str) -> int:
@@ -97,7 +106,7 @@ def _read_field(text: str) -> tuple[str, str]:
 _SIZE = _Checked("size", _read_size)
 _BIND = _Checked("endpoint", lambda text: check_endpoint(text, bind=True))
 _CONNECT = _Checked("endpoint", check_endpoint)
-_SECONDS = click.FloatRange(min=0)
+_SECONDS = _Checked("seconds", _read_seconds)
 
 
 def _choice(options: type[StrEnum]) -> click.Choice[str]:
@@ -111,19 +120,18 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: Path | None)
         return
     params = {str(p.name): p for p in ctx.command.params if p.expose_value}
     try:
-        values = config.load(path, params)
+        values = config.load(path, {name: p.multiple for name, p in params.items()})
     except ZmqpushError as exc:
         raise _Failure(exc, program) from exc
-    for name, text in values.items():
-        if params[name].multiple and isinstance(text, str):
-            values[name] = [text]
     ctx.default_map = values
 
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
     for decorate in (
-        click.help_option("-h", "--help"),
-        click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s"),
+        click.help_option("-h", "--help", allow_from_autoenv=False),
+        click.version_option(
+            __version__, "-V", "--version", message="%(prog)s %(version)s", allow_from_autoenv=False
+        ),
         click.option(
             "--config",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -20,6 +20,7 @@ from zmqpush.core.envelope import Envelope
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
+from zmqpush.errors import SourceError
 from zmqpush.links import PushLink
 from zmqpush.queue import Queue
 from zmqpush.settings import PushSettings
@@ -86,7 +87,12 @@ class Pusher:
         ending, link = self._ending, self._link
         ending.handle_signals(at_once=not self._source.can_wait, hangup=self._tell_statistics)
         sending = asyncio.create_task(self._send())
-        await ending.unless_given_up(self._read_all(), beside=sending)
+        failure = 0
+        try:
+            await ending.unless_given_up(self._read_all(), beside=sending)
+        except SourceError as exc:  # what was read before is still delivered or counted
+            self._reporter.warn(str(exc))
+            failure = exc.exit_code
         self._take(self._splitter.finish())
         ending.limit_stall(self._settings.timeout, lambda: link.accepted)
         await ending.unless_given_up(self._drain(), beside=sending)
@@ -98,7 +104,7 @@ class Pusher:
             lost += link.in_doubt
             accepted -= link.in_doubt
         self._reporter.summary(accepted, time.monotonic() - self._started)
-        return self._settle(lost)
+        return self._settle(lost) or failure
 
     def _settle(self, lost: int) -> int:
         dropped = self._queue.dropped

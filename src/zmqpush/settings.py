@@ -10,7 +10,7 @@ from zmqpush.queue import WhenFull
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5014"
 
-_TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|[\w.-]+):(?P<port>\d+|\*)")
+_TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|[\w.-]+):(?P<port>[0-9]{1,5}|\*)")
 _IPC = re.compile(r"ipc://.{1,107}")
 
 

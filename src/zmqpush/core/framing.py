@@ -32,6 +32,8 @@ def to_frames(framing: Framing, data: bytes, separator: bytes = b"\n") -> list[b
             records = data[: -len(separator)]
             return [b"".join((b"[", records.replace(separator, b","), b"]"))]
         case _:
+            if len(separator) > 1:  # a record may end with a part of it
+                return data[: -len(separator)].split(separator)
             frames = data.split(separator)
             frames.pop()  # nothing follows the last separator
             return frames
