@@ -33,6 +33,11 @@ def _prepare() -> None:
             os.open(os.devnull, flags)
     # Signals wait until there are handlers (endings.py unblocks them).
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+    # A shipper has no call to preempt the programs that it serves. As a batch process it
+    # does not; turns are longer, and `--framing single` is faster.
+    with contextlib.suppress(OSError):
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     _tune_malloc()
 
 
