@@ -8,7 +8,7 @@ lines=100000
 
 echo "\$ zmqpull --count $lines > arrived.ndjson &"
 zmqpull --bind "$endpoint" --count "$lines" > "$dir/arrived.ndjson" &
-echo "\$ cat syslog | zmqpush syslog"
+echo "\$ python3 bench/generate.py $lines | zmqpush syslog"
 python3 "$(dirname "$0")/generate.py" "$lines" | zmqpush --connect "$endpoint" syslog
 wait
 echo "\$ head -3 arrived.ndjson"

@@ -4,13 +4,25 @@ import itertools
 import os
 import re
 import shutil
+import socket
 import threading
 import time
 
 import pytest
 import zmq
 
-from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPUSH, losses, push, sent, statistics, wait_until
+from helpers import (
+    NOBODY,
+    PATIENCE,
+    SUMMARY,
+    ZMQPULL,
+    ZMQPUSH,
+    losses,
+    push,
+    sent,
+    statistics,
+    wait_until,
+)
 
 MEMORY_ABOVE_QUEUE = 64 << 20
 _find_numbers = re.compile(rb'"message":"(\d+)"').findall
@@ -173,6 +185,59 @@ def test_when_full_drops_from_the_right_end_and_counts(start, tmp_path, policy):
     # The end was kept, or the beginning; of the other the first block, at most.
     assert (got[-1] == total - 1) == (policy == "drop-oldest")
     assert got[0] == 0
+
+
+@pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
+def test_nothing_is_dropped_while_a_receiver_takes_it(start, pull, policy):
+    child = start(ZMQPUSH, "-c", pull.last_endpoint, "--queue-max", 1, "--when-full", policy)
+    child.stdin.write(b"1\n")
+    child.stdin.flush()
+    assert receive(pull) == [1]  # so it is connected
+    child.stdin.write(b"2\n" * 900)
+    child.stdin.close()
+    out, err = outcome(child)
+
+    assert (SUMMARY.fullmatch(out)[1], losses(err)) == (b"901", (0, 0))
+
+
+def test_a_message_stays_small_however_much_is_added_to_each_line(pull):
+    text = "x" * 700
+    options = ("--framing", "lines", "--field", f"text={text}")
+    done = push("-c", pull.last_endpoint, *options, data=b"\n" * 60_000)
+    sizes = []
+    while pull.poll(100):
+        sizes.append(len(pull.recv()))
+
+    assert sent(done) == 60_000
+    assert max(sizes) <= 8 << 20
+    assert sum(sizes) > 60_000 * 700
+
+
+@FRAMINGS
+def test_a_receiver_that_is_killed_and_restarted_over_tcp(start, tmp_path, framing):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    total = 2_000_000
+    child = start(ZMQPUSH, "-c", endpoint, "--framing", framing)
+    feed(child, range(total))
+    got = []
+    for name in ("first", "second", "last"):
+        path = tmp_path / name
+        path.touch()
+        receiver = start(ZMQPULL, "-qb", endpoint, "--to", path)
+        if name == "last":
+            child.wait(PATIENCE)
+            receiver.terminate()
+        else:  # the first one may take it all: it has room for a thousand messages
+            wait_until(lambda path=path: path.stat().st_size > 5 << 20 or child.poll() is not None)
+            receiver.kill()
+        receiver.wait(PATIENCE)
+        got += [int(n) for n in _find_numbers(path.read_bytes())]
+    out, err = outcome(child)
+
+    assert int(SUMMARY.fullmatch(out)[1]) + sum(losses(err)) == total
+    assert got == sorted(set(got))
 
 
 def test_giving_up_counts_what_was_dropped_and_what_is_lost():

@@ -1,13 +1,26 @@
 """Every row of the endings table, with real signals: ``docs/architecture.md``."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
+import time
 
 import pytest
+import zmq
 
-from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPUSH, losses, statistics, wait_until
+from helpers import (
+    NOBODY,
+    PATIENCE,
+    SUMMARY,
+    ZMQPUSH,
+    losses,
+    statistics,
+    wait_until,
+    wait_until_ready,
+)
 
 FIRST_SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
@@ -168,3 +181,79 @@ def test_the_time_limit_counts_from_the_last_delivery(start):
 
     assert done.returncode == 69
     assert losses(done.stderr) == (0, 2)
+
+
+def test_a_signal_while_the_queue_is_full_does_not_forget_what_is_in_the_pipe(start, tmp_path):
+    endpoint = f"ipc://{tmp_path}/socket"
+    child = start(ZMQPUSH, "-c", endpoint, "--queue-max", 1, "--grace", PATIENCE)
+    line = b"x" * 99 + b"\n"
+    os.set_blocking(child.stdin.fileno(), False)
+    written = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            written += os.write(child.stdin.fileno(), line)
+    assert b"no receiver" in child.stderr.readline()  # it has read what it may
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            written += os.write(child.stdin.fileno(), line)
+    child.send_signal(signal.SIGTERM)
+    child.stdin.close()
+    time.sleep(0.5)  # longer than the input must be quiet
+    with zmq.Context() as context, context.socket(zmq.PULL) as pull:
+        pull.bind(endpoint)
+        while child.poll() is None or pull.poll(100):
+            if pull.poll(10):
+                written -= len(json.loads(pull.recv())["message"]) + 1
+
+    assert (child.returncode, written) == (0, 0)
+
+
+def test_input_that_a_signal_left_unread_is_told(start):
+    child = start(ZMQPUSH, "-c", NOBODY, "--queue-max", 1, "--grace", 0.2)
+    os.set_blocking(child.stdin.fileno(), False)
+    wait_until_ready(child)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(child.stdin.fileno(), b"a line\n")
+    child.send_signal(signal.SIGTERM)
+    child.wait(PATIENCE)
+
+    assert child.returncode == 1
+    assert re.search(rb"a signal came before \d+ bytes of the input were read", child.stderr.read())
+
+
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+def test_an_output_that_nobody_reads_never_stops_it(start, pull, full):
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(1024))
+    os.set_blocking(write, True)
+    child = start(ZMQPUSH, "-c", pull.last_endpoint, **{full: write})
+    os.close(write)
+    wait_until_ready(child)
+    child.send_signal(signal.SIGHUP)
+    child.stdin.write(b"a line\n")
+    child.stdin.close()
+
+    assert child.wait(PATIENCE) == 0
+    assert json.loads(pull.recv())["message"] == "a line"
+    os.close(read)
+
+
+@FIRST_SIGNALS
+def test_signals_at_the_very_end_end_it_in_order(start, pull, number):
+    for _ in range(10):
+        child = start(ZMQPUSH, "-c", pull.last_endpoint)
+        wait_until_ready(child)
+        child.stdin.write(b"a line\n")
+        child.stdin.close()
+        child.send_signal(number)
+        assert json.loads(pull.recv())["message"] == "a line"
+        while child.poll() is None:
+            child.send_signal(number)
+            time.sleep(0.001)
+
+        assert child.returncode in (0, 1)
+        assert b"Traceback" not in child.stderr.read()

@@ -72,7 +72,7 @@ def wait_until_blocked(child: subprocess.Popen) -> None:
     [
         [[record.strip()] for record in RECORDS],
         [RECORDS],
-        [[b""], [b"", ARRAY]],
+        [[ARRAY]],
         [[DATA]],
         [[DATA.strip()]],
         [RECORDS[:5], [b"[%s]" % b",".join(RECORDS[5:9])], [b"".join(RECORDS[9:])]],

@@ -2,13 +2,16 @@
 The entry points ``zmqpush`` and ``zmqpull``.
 
 Nothing that takes time is imported before the process is made safe, so that even while
-the program loads nothing ends in a traceback.
+the program loads a signal does not end in a traceback.
 """
 
 import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
+
+from zmqpush.errors import EXIT_IO
 
 # libzmq allocates a message in one thread and frees it in another, so with glibc's small
 # per-thread caches nearly every message waits for the lock of the heap. With these ones
@@ -50,12 +53,25 @@ def _tune_malloc() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _run(command: Callable[..., object], program: str) -> None:
+    # While options are read (a configuration file may be a pipe) Ctrl-C just ends it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        command(prog_name=program)
+    except OSError as exc:  # the help cannot be written
+        with contextlib.suppress(OSError):
+            os.write(2, f"{program}: {exc.strerror}\n".encode())
+        os._exit(EXIT_IO)
+
+
 def push() -> None:
     """Run ``zmqpush``."""
     _prepare()
     from zmqpush.cli import push as command
 
-    command(prog_name="zmqpush")
+    _run(command, "zmqpush")
 
 
 def pull() -> None:
@@ -63,7 +79,7 @@ def pull() -> None:
     _prepare()
     from zmqpush.cli import pull as command
 
-    command(prog_name="zmqpull")
+    _run(command, "zmqpull")
 
 
 if __name__ == "__main__":

@@ -18,18 +18,17 @@ import click
 from zmqpush import __version__, config
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
-from zmqpush.errors import ZmqpushError
+from zmqpush.errors import EXIT_INTERNAL, EXIT_USAGE, ZmqpushError
 from zmqpush.queue import WhenFull
 from zmqpush.settings import (
     DEFAULT_ENDPOINT,
+    MAX_LINE_BYTES,
     Endpoints,
     PullSettings,
     PushSettings,
     check_endpoint,
 )
 from zmqpush.telemetry import Reporter
-
-EXIT_INTERNAL = 70
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -43,8 +42,7 @@ class _Failure(click.ClickException):
         self._program = program
 
     def show(self, file: Any = None) -> None:
-        if self.exit_code:
-            Reporter(self._program).warn(self.message)
+        Reporter(self._program).warn(self.message)
 
 
 class _Checked(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no type arguments
@@ -80,8 +78,9 @@ def _read_seconds(text: str) -> float:
 
 
 def _read_max_line(text: str) -> int:
-    if (size := _read_size(text)) < 4:
-        raise ValueError(f"{text!r} is too short; a line may have 4 bytes at least")
+    size = _read_size(text)
+    if not 4 <= size <= MAX_LINE_BYTES:
+        raise ValueError(f"{text!r} is out of bounds: from 4 bytes to {MAX_LINE_BYTES >> 20}MiB")
     return size
 
 
@@ -164,8 +163,8 @@ Examples:
 
 Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_FULL, …) or in
 the TOML file. Delivery is as sure as ZeroMQ's PUSH socket: records that libzmq has accepted
-may be lost when the receiver dies. Exit codes: 0 all delivered, 1 something was dropped or
-lost, 2 usage, 69 no receiver, 74 unreadable input, 78 bad configuration.""",
+may be lost when the receiver dies. Exit codes: 0 all delivered, 1 something was dropped, lost
+or left unread, 2 usage, 69 no receiver, 74 unreadable input, 78 bad configuration.""",
 )
 @click.argument("logtype", default="syslog", envvar="ZMQPUSH_LOGTYPE")
 @click.option(
@@ -210,16 +209,15 @@ lost, 2 usage, 69 no receiver, 74 unreadable input, 78 bad configuration.""",
 @click.option(
     "--delimiter",
     type=_Checked("text", _read_delimiter),
-    default=r"\n",
-    show_default=True,
-    help=r"What ends a line; escapes such as \t and \x1e are understood.",
+    help=r"What ends a line; escapes such as \t and \x1e are understood.  [default: \n]",
 )
 @click.option(
     "--max-line",
     type=_Checked("size", _read_max_line),
     default="1MiB",
     show_default=True,
-    help="Longest line; a longer one is split, and all pieces but the last are marked @partial.",
+    help="Longest line; a longer one is split, and in JSON all pieces but the last are marked "
+    "@partial.",
 )
 @click.option(
     "--queue-max",
@@ -246,7 +244,7 @@ def push(
     bind: Sequence[str],
     connect: Sequence[str],
     field: Sequence[tuple[str, str]],
-    delimiter: bytes,
+    delimiter: bytes | None,
     null: bool,
     **options: Any,
 ) -> None:
@@ -257,12 +255,17 @@ def push(
     """
     from zmqpush.push import Pusher
 
+    if null and delimiter:
+        raise click.UsageError("--null and --delimiter exclude each other")
+    if len(fields := dict(field)) < len(field):
+        raise click.UsageError("a --field is given twice")
+
     async def main() -> int:
         endpoints = _endpoints(bind, connect)
         settings = PushSettings(
             endpoints=endpoints,
-            fields=dict(field),
-            delimiter=b"\0" if null else delimiter,
+            fields=fields,
+            delimiter=b"\0" if null else delimiter or b"\n",
             **options
             | {
                 "format": Format(options["format"]),
@@ -333,15 +336,23 @@ def _endpoints(
     return Endpoints(bind=tuple(bind), connect=tuple(connect))
 
 
-def _run(program: str, main: Coroutine[Any, Any, int]) -> NoReturn:
-    try:
-        code = asyncio.run(main)
-    except ZmqpushError as exc:
-        raise _Failure(exc, program) from exc
-    except ValueError as exc:
-        raise click.UsageError(str(exc), click.get_current_context()) from exc
-    except Exception as exc:
-        Reporter(program).warn(f"internal error, please report it: {exc!r}")
-        code = EXIT_INTERNAL
-    # Whatever libzmq could not hand over in time must not keep the process: no clean-up.
-    os._exit(code)
+def _run(program: str, main: Coroutine[Any, Any, int]) -> None:
+    context = click.get_current_context()
+
+    async def run() -> NoReturn:
+        try:
+            code = await main
+        except ZmqpushError as exc:
+            Reporter(program).warn(str(exc))
+            code = exc.exit_code
+        except ValueError as exc:
+            click.UsageError(str(exc), context).show()
+            code = EXIT_USAGE
+        except Exception as exc:
+            Reporter(program).warn(f"internal error, please report it: {exc!r}")
+            code = EXIT_INTERNAL
+        # At once, while signals still have their handlers: what libzmq could not hand
+        # over in time must not keep the process, and there is nothing else to clean up.
+        os._exit(code)
+
+    asyncio.run(run())

@@ -34,6 +34,7 @@ class Ending:
     Args:
         grace: How long to go on after the first signal, in seconds.
         stop_reading: Called when nothing more shall be read.
+        is_quiet: Tells whether nothing is there to be read now.
         progress: Tells how much was read so far, in any unit.
 
     Attributes:
@@ -42,11 +43,16 @@ class Ending:
     """
 
     def __init__(
-        self, grace: float, stop_reading: Callable[[], None], progress: Callable[[], int]
+        self,
+        grace: float,
+        stop_reading: Callable[[], None],
+        is_quiet: Callable[[], bool] = lambda: True,
+        progress: Callable[[], int] = lambda: 0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._grace = grace
         self._stop_reading = stop_reading
+        self._is_quiet = is_quiet
         self._progress = progress
         self._signals = 0
         self._given_up = asyncio.Event()
@@ -68,11 +74,17 @@ class Ending:
     def _handle(self, number: signal.Signals, callback: Callable[[], None]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             self._loop.add_signal_handler(number, callback)
+            # asyncio would have Python print a traceback for each that comes too fast.
+            signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
     def _on_signal(self, at_once: bool) -> None:
         self._signals += 1
-        if self._signals > 1:
+        if self._signals > 2:
+            return
+        if self._signals == 2:
+            # A third one could change nothing, and a flood of them would only delay us.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
             self._give_up(Reason.SIGNAL)
             return
         self._loop.call_later(self._grace, self._give_up, Reason.SIGNAL)
@@ -85,26 +97,31 @@ class Ending:
 
     def _stop_when_quiet(self, before: int) -> None:
         now = self._progress()
-        if now == before:
+        if now == before and self._is_quiet():
             self._stop_reading()
         else:
             self._loop.call_later(_QUIET, self._stop_when_quiet, now)
+
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return self._signals > 0
 
     def _give_up(self, reason: Reason) -> None:
         self.reason = self.reason or reason
         self._given_up.set()
 
-    def limit_stall(self, timeout: float | None, progress: Callable[[], int]) -> None:
+    def limit_stall(self, timeout: float | None, progress: Callable[[], object]) -> None:
         """Give up once ``progress`` has not changed for ``timeout`` seconds."""
         if timeout is not None:
             self._check_stall(timeout, progress, progress(), time.monotonic())
 
     def _check_stall(
-        self, timeout: float, progress: Callable[[], int], before: int, since: float
+        self, timeout: float, progress: Callable[[], object], before: object, since: float
     ) -> None:
         now = time.monotonic()
-        if progress() != before:
-            before, since = progress(), now
+        if (current := progress()) != before:
+            before, since = current, now
         if now - since >= timeout:
             self._give_up(Reason.TIMEOUT)
         else:

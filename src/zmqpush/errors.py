@@ -8,44 +8,49 @@ Every exception of the package.
     ├─ EndpointError    an endpoint cannot be bound or connected       exit 69
     ├─ SourceError      the input cannot be read                       exit 74
     └─ SinkError        the output cannot be written                   exit 74
-       └─ SinkClosedError   nobody reads the output any more           exit 0
+       └─ SinkClosedError   nobody reads the output any more: no failure
 
-Only ``cli.py`` catches :class:`ZmqpushError`: it prints one line and exits with
+What ends a run is caught in ``cli.py``, which prints one line and exits with
 ``exit_code``. The numbers are those of ``sysexits.h``.
 """
+
+EXIT_LOSS = 1
+EXIT_USAGE = 2
+EXIT_NO_RECEIVER = 69
+EXIT_INTERNAL = 70
+EXIT_IO = 74
+EXIT_CONFIG = 78
 
 
 class ZmqpushError(Exception):
     """Base class: what went wrong in one line, and the exit code that says so."""
 
-    exit_code = 1
+    exit_code = EXIT_INTERNAL
 
 
 class ConfigError(ZmqpushError, ValueError):
     """A configuration file cannot be read or says something impossible."""
 
-    exit_code = 78
+    exit_code = EXIT_CONFIG
 
 
 class EndpointError(ZmqpushError):
     """An endpoint cannot be bound or connected."""
 
-    exit_code = 69
+    exit_code = EXIT_NO_RECEIVER
 
 
 class SourceError(ZmqpushError):
     """The input cannot be read."""
 
-    exit_code = 74
+    exit_code = EXIT_IO
 
 
 class SinkError(ZmqpushError):
     """The output cannot be written."""
 
-    exit_code = 74
+    exit_code = EXIT_IO
 
 
 class SinkClosedError(SinkError):
     """The reader of the output has gone: a reason to end, not a failure."""
-
-    exit_code = 0

@@ -9,16 +9,18 @@ commands that wait for the socket, and any call may consume them), so every wait
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import random
 import socket
+import stat
 import struct
 import termios
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from itertools import repeat
+from itertools import islice, repeat
 from operator import length_hint
 
 import zmq
@@ -47,8 +49,10 @@ _MAX_MESSAGE_BYTES = 64 << 20
 # One turn of receiving ends after so many frames or bytes.
 _TURN_FRAMES = 64
 _TURN_BYTES = 1 << 20
-# How often to look whether an ipc peer has read everything, in seconds.
+# How often to look at the end whether the peers have taken everything, in seconds.
 _UNREAD_INTERVAL = 0.005
+# How many payloads may be in doubt at the end, at most.
+_PAYLOADS_IN_DOUBT = 1024
 
 
 class Link:
@@ -64,6 +68,7 @@ class Link:
         self, kind: int, endpoints: Endpoints, options: Mapping[zmq.SocketOption, int]
     ) -> None:
         self._foreign_fds = _open_fds()
+        self._peers = endpoints.count
         self._context = zmq.Context()
         self._socket = self._context.socket(kind)
         # The compiled class's methods, without a Python wrapper per call.
@@ -90,9 +95,13 @@ class Link:
                 # IPv6 only where asked for: libzmq would take "localhost" for ::1 alone.
                 self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
                 try:
+                    if verb == "bind":
+                        _refuse_bound_ipc(endpoint)
                     getattr(self._socket, verb)(endpoint)
                 except zmq.ZMQError as exc:
                     self._context.destroy(linger=0)
+                    if exc.errno == errno.EINVAL:
+                        raise ValueError(f"{endpoint!r} is not an endpoint") from exc
                     reason = zmq.strerror(exc.errno or 0)
                     raise EndpointError(f"cannot {verb} {endpoint}: {reason}") from exc
         self._signal = Readiness(self._get(zmq.FD))
@@ -109,17 +118,33 @@ class Link:
         """End a wait, if there is one."""
         self._signal.wake()
 
+    @property
+    def address(self) -> str:
+        """The last endpoint, with the port that the system chose for ``*``."""
+        return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+    @property
+    def unread(self) -> int:
+        """How many bytes the kernel holds that no peer has taken yet."""
+        connections = self._connections()
+        unread = sum(map(_unread_bytes, connections))
+        for connection in connections:
+            connection.close()
+        return unread
+
     async def close(self) -> None:
         """
         Close the socket and wait until all it holds is delivered.
 
-        TCP delivers what libzmq has handed to the kernel. Over ipc a libzmq peer that is
-        behind forgets what it has not read when the connection closes (libzmq issue
-        4660), so such connections are kept open until it has.
+        Connections stay open until their peers have taken everything: over ipc a libzmq
+        peer that is behind forgets what it has not read when the connection closes
+        (libzmq issue 4660), and over TCP the kernel throws away what it has not sent when
+        the peer sends something to a process that has gone, as with ZMTP heartbeats.
         """
         loop = asyncio.get_running_loop()
         closed = asyncio.Event()
-        connections = self._ipc_connections()
+        connections = self._connections()
+        self._peers = max(self._peers, len(connections))
 
         def terminate() -> None:
             self._context.term()
@@ -132,16 +157,17 @@ class Link:
         while any(map(_unread_bytes, connections)):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(_UNREAD_INTERVAL)
 
-    def _ipc_connections(self) -> list[socket.socket]:
+    def _connections(self) -> list[socket.socket]:
         # libzmq does not tell its connections: they are the sockets that it opened.
         connections = []
         for fd in _open_fds() - self._foreign_fds:
-            try:
-                connection = socket.socket(fileno=os.dup(fd))
-            except OSError:  # closed meanwhile, or no socket
-                continue
-            if connection.family == socket.AF_UNIX:
-                connections.append(connection)
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    connection = socket.socket(fileno=os.dup(fd))
+                    if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        connection.close()
+                    else:
+                        connections.append(connection)
         return connections
 
 
@@ -169,7 +195,8 @@ class PushLink(Link):
         self._separator = separator
         self._frames: list[bytes] = []
         self._unsent = 0
-        self._in_doubt: deque[int] = deque(maxlen=hwm * endpoints.count)
+        self._hwm = hwm
+        self._last: deque[int] = deque(maxlen=_PAYLOADS_IN_DOUBT)
         self.accepted = 0
 
     @property
@@ -180,9 +207,10 @@ class PushLink(Link):
     @property
     def in_doubt(self) -> int:
         """How many accepted records libzmq may still hold, at most."""
+        messages = self._hwm * self._peers
         if self._framing is Framing.SINGLE:
-            return min(self.accepted, self._in_doubt.maxlen or 0)
-        return sum(self._in_doubt)
+            return min(self.accepted, messages)
+        return sum(islice(reversed(self._last), messages))
 
     def load(self, payload: Payload) -> None:
         """Take the next payload; the last one must have been flushed."""
@@ -203,7 +231,7 @@ class PushLink(Link):
             self._send(last)
         except zmq.Again:
             return False
-        self._in_doubt.append(self._unsent)
+        self._last.append(self._unsent)
         self.accepted += self._unsent
         self._unsent = 0
         return True
@@ -241,7 +269,7 @@ class PullLink(Link):
         super().__init__(zmq.PULL, endpoints, options)
 
     def receive(self, max_frames: int | None = None) -> list[bytes]:
-        """Return the frames that are there, some MiB at most; none if there are none."""
+        """Return frames that are there, until they make a MiB; none if there are none."""
         frames: list[bytes] = []
         turn = _TURN_FRAMES if max_frames is None else min(max_frames, _TURN_FRAMES)
         size = 0
@@ -255,14 +283,24 @@ class PullLink(Link):
         return frames
 
     def drain(self) -> Iterator[list[bytes]]:
-        """Yield messages until none is there, at most what libzmq holds for one sender."""
+        """Yield messages until none is there, at most what libzmq may hold now."""
         with contextlib.suppress(zmq.Again):
-            for _ in range(_RECEIVE_HWM):
+            for _ in range(_RECEIVE_HWM * max(1, len(self._connections()))):
                 yield self._socket.recv_multipart(_NOBLOCK)
 
     async def readable(self) -> None:
         """Return when a message may be there, or earlier."""
         await self._wait_for(zmq.POLLIN)
+
+
+def _refuse_bound_ipc(endpoint: str) -> None:
+    # libzmq would take the path away from whoever listens there.
+    path = endpoint.removeprefix("ipc://")
+    if path == endpoint:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(path.replace("@", "\0", 1) if path[0] == "@" else path) == 0:
+            raise zmq.ZMQError(errno.EADDRINUSE)
 
 
 def _open_fds() -> set[int]:
@@ -275,6 +313,6 @@ def _open_fds() -> set[int]:
 def _unread_bytes(connection: socket.socket) -> int:
     try:
         answer = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
-    except OSError:  # a listening socket
+    except OSError:  # not connected any more
         return 0
     return int(struct.unpack("i", answer)[0])

@@ -6,14 +6,11 @@ import time
 from zmqpush.core.envelope import Payload
 from zmqpush.core.records import RecordDecoder
 from zmqpush.endings import Ending
-from zmqpush.errors import SinkClosedError
+from zmqpush.errors import EXIT_IO, EXIT_LOSS, SinkClosedError, SinkError
 from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
 from zmqpush.sink import Sink
 from zmqpush.telemetry import Reporter
-
-EXIT_LOSS = 1
-EXIT_SINK = 74
 
 
 class Puller:
@@ -33,13 +30,14 @@ class Puller:
     def __init__(self, settings: PullSettings, reporter: Reporter) -> None:
         self._reporter = reporter
         self._sink = Sink(settings.to, reporter)
+        self._endpoints = settings.endpoints
         self._link = PullLink(settings.endpoints)
         self._decoder = RecordDecoder()
         self._written = 0
         self._wanted = settings.count
         self._grace = settings.grace
         self._until: float | None = None
-        self._ending = Ending(settings.grace, self._stop, lambda: self._written)
+        self._ending = Ending(settings.grace, self._stop)
 
     async def run(self) -> int:
         """
@@ -48,24 +46,28 @@ class Puller:
         Returns:
             The exit code.
 
-        Raises:
-            SinkError: If the output cannot be written.
-
         """
         self._ending.handle_signals(at_once=True, hangup=self._hang_up)
         watching = asyncio.create_task(self._sink.closed())
+        if self._endpoints.has_open_port:
+            self._reporter.notice(f"listening at {self._link.address}")
+        done = False
         try:
             done = await self._ending.unless_given_up(self._receive_all(), beside=watching)
         except SinkClosedError:
             return 0  # the reader has what it wanted, as in `zmqpull | head`
+        except SinkError as exc:
+            self._reporter.warn(str(exc))
         finally:
             watching.cancel()
             self._written -= self._sink.unwritten
             self._tell_statistics()
-        if self._until is not None and (lost := self._sink.unwritten + self._count_the_rest()):
-            self._reporter.warn(f"{lost} lost: they could not be written in time")
-            return EXIT_LOSS if done else EXIT_SINK
-        return 0
+        ended_early = self._until is not None or not done
+        if ended_early and (lost := self._sink.unwritten + self._count_the_rest()):
+            self._reporter.warn(f"{lost} lost: they could not be written")
+        else:
+            lost = 0
+        return EXIT_IO if not done else EXIT_LOSS if lost else 0
 
     async def _receive_all(self) -> None:
         while self._wanted is None or self._written < self._wanted:

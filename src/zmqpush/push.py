@@ -20,20 +20,20 @@ from zmqpush.core.envelope import Envelope
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
-from zmqpush.errors import SourceError
+from zmqpush.errors import EXIT_LOSS, EXIT_NO_RECEIVER, SourceError
 from zmqpush.links import PushLink
 from zmqpush.queue import Queue
 from zmqpush.settings import PushSettings
 from zmqpush.source import Source
 from zmqpush.telemetry import Outage, Reporter
 
-EXIT_LOSS = 1
-EXIT_NO_RECEIVER = 69
-
 # How much is read at once, in bytes. Large blocks are fast, but the records of one that
 # is cut into messages should stay in the cache.
 _READ_BYTES = {Framing.SINGLE: 1 << 16}
 _READ_BYTES_DEFAULT = 1 << 17
+# Less is read at once if that could make a payload of more bytes than this: a block of
+# empty lines is mostly envelope.
+_PAYLOAD_BYTES = 8 << 20
 # After so many payloads signals and the reader get a turn.
 _PAYLOADS_PER_TURN = 16
 
@@ -58,7 +58,6 @@ class Pusher:
         self._settings = settings
         self._reporter = reporter
         self._started = time.monotonic()
-        self._source = Source(fd, _READ_BYTES.get(settings.framing, _READ_BYTES_DEFAULT))
         self._splitter = LineSplitter(settings.delimiter, settings.max_line)
         self._envelope = Envelope(
             format=settings.format,
@@ -68,13 +67,21 @@ class Pusher:
             fields=settings.fields,
             delimiter=settings.delimiter,
         )
+        max_bytes = _READ_BYTES.get(settings.framing, _READ_BYTES_DEFAULT)
+        max_bytes = min(max_bytes, _PAYLOAD_BYTES // self._envelope.overhead_bytes)
+        self._source = Source(fd, max(1, max_bytes))
         self._queue = Queue(settings.queue_max, settings.when_full)
         self._link = PushLink(settings.endpoints, settings.framing, self._envelope.separator)
         self._outage = Outage(reporter)
         self._read = 0
         self._behind = asyncio.Event()  # something waits: the sending task takes over
         self._moved = asyncio.Event()  # the link took something
-        self._ending = Ending(settings.grace, self._source.stop, lambda: self._source.reads)
+        self._ending = Ending(
+            settings.grace,
+            self._source.stop,
+            is_quiet=lambda: self._source.waiting,
+            progress=lambda: self._source.reads,
+        )
 
     async def run(self) -> int:
         """
@@ -87,6 +94,8 @@ class Pusher:
         ending, link = self._ending, self._link
         ending.handle_signals(at_once=not self._source.can_wait, hangup=self._tell_statistics)
         sending = asyncio.create_task(self._send())
+        if self._settings.endpoints.has_open_port:
+            self._reporter.notice(f"listening at {link.address}")
         failure = 0
         try:
             await ending.unless_given_up(self._read_all(), beside=sending)
@@ -94,17 +103,22 @@ class Pusher:
             self._reporter.warn(str(exc))
             failure = exc.exit_code
         self._take(self._splitter.finish())
-        ending.limit_stall(self._settings.timeout, lambda: link.accepted)
+        ending.limit_stall(self._settings.timeout, lambda: (link.accepted, link.unread))
         await ending.unless_given_up(self._drain(), beside=sending)
         sending.cancel()
         lost = self._queue.records + link.unsent
         accepted = link.accepted
+        self._outage.begin("the receiver is slow to take the last records")
         closed = await ending.unless_given_up(link.close())
+        self._outage.end("waited for the last records")
         if not closed:
             lost += link.in_doubt
             accepted -= link.in_doubt
         self._reporter.summary(accepted, time.monotonic() - self._started)
-        return self._settle(lost) or failure
+        unread = self._source.unread_bytes if ending.signalled else 0
+        if unread:
+            self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
+        return self._settle(lost) or failure or (EXIT_LOSS if unread else 0)
 
     def _settle(self, lost: int) -> int:
         dropped = self._queue.dropped
@@ -129,8 +143,8 @@ class Pusher:
             payload = self._envelope.format(block, now)
             self._read += payload.records
             self._queue.put(payload)
-        if not self._behind.is_set():
-            self._pump()
+            if not self._behind.is_set():
+                self._pump()
 
     def _pump(self) -> None:
         """Send from the queue until it is empty, libzmq says EAGAIN, or the turn is over."""

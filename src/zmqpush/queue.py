@@ -23,8 +23,8 @@ class Queue:
     Payloads that wait to be sent, first in, first out.
 
     Args:
-        max_bytes: Most bytes to hold. With ``block`` the last payload may go over it;
-            the reader looks at :attr:`full` before it reads on.
+        max_bytes: Most bytes to hold, but always one payload. With ``block`` the last
+            payload may go over it; the reader looks at :attr:`full` before it reads on.
         when_full: What happens to records when there is no room.
 
     Attributes:
@@ -69,4 +69,5 @@ class Queue:
         return payload
 
     def _has_room(self, payload: Payload) -> bool:
-        return self._bytes + len(payload.data) + _PAYLOAD_BYTES <= self._max_bytes
+        after = self._bytes + len(payload.data) + _PAYLOAD_BYTES
+        return not self._payloads or after <= self._max_bytes

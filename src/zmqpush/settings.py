@@ -8,6 +8,8 @@ from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
 from zmqpush.queue import WhenFull
 
+# Escaped, a line may become six times as long, and a message may have 64 MiB.
+MAX_LINE_BYTES = 8 << 20
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5014"
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|[\w.-]+):(?P<port>[0-9]{1,5}|\*)")
@@ -58,6 +60,11 @@ class Endpoints:
     def count(self) -> int:
         """How many endpoints there are."""
         return len(self.bind) + len(self.connect)
+
+    @property
+    def has_open_port(self) -> bool:
+        """Whether the system is to choose a port."""
+        return any(endpoint.endswith(":*") for endpoint in self.bind)
 
     def __str__(self) -> str:
         return ", ".join(self.connect + self.bind)

@@ -8,6 +8,8 @@ import os
 import select
 import socket
 import stat
+import struct
+import termios
 from collections.abc import Callable
 
 from zmqpush.descriptors import Readiness, open_again
@@ -28,12 +30,13 @@ class Source:
         max_bytes: Most bytes to read at once.
 
     Raises:
-        SourceError: If ``fd`` is closed or a directory.
+        SourceError: If ``fd`` is closed.
 
     Attributes:
         can_wait: Whether the input can be empty for now and go on later, as a pipe can
             and a file cannot.
         reads: How many reads were made, so far.
+        waiting: Whether a read waits for input now.
 
     """
 
@@ -42,8 +45,6 @@ class Source:
             mode = os.fstat(fd).st_mode
         except OSError as exc:
             raise SourceError(f"cannot read standard input: {exc.strerror}") from exc
-        if stat.S_ISDIR(mode):
-            raise SourceError("cannot read standard input: it is a directory")
         self.can_wait = _can_be_waited_for(fd)
         # Without a descriptor of our own, only a read after readiness does not block.
         self._wait_first = False
@@ -57,12 +58,15 @@ class Source:
                 # A pipe holds 64 KiB unless told otherwise. A writer that can run ahead
                 # by two reads does not make us wait for it, nor it for us.
                 with contextlib.suppress(OSError):
-                    fcntl.fcntl(own, fcntl.F_SETPIPE_SZ, 2 * max_bytes)
+                    if fcntl.fcntl(own, fcntl.F_GETPIPE_SZ) < 2 * max_bytes:
+                        fcntl.fcntl(own, fcntl.F_SETPIPE_SZ, 2 * max_bytes)
             self._wait_first = own is None and self.can_wait
             readable = fd if own is None else own
             self._receive = lambda: os.read(readable, max_bytes)
+        self._fd = fd
         self._ready = Readiness(fd)
         self.reads = 0
+        self.waiting = False
         self._stopped = False
 
     async def read(self) -> bytes:
@@ -77,17 +81,35 @@ class Source:
         if self.reads % _READS_PER_TURN == 0:
             await asyncio.sleep(0)  # others get a turn, however fast the input is
         if self._wait_first and not self._stopped:
-            await self._ready.wait()
+            await self._wait()
         while not self._stopped:
             try:
                 return self._receive()
             except BlockingIOError:
-                await self._ready.wait()
+                await self._wait()
             except OSError as exc:
                 if exc.errno == errno.EIO and self.can_wait:
                     return b""  # the terminal has gone
                 raise SourceError(f"cannot read standard input: {exc.strerror}") from exc
         return b""
+
+    @property
+    def unread_bytes(self) -> int:
+        """How many bytes are there to be read, as far as the system tells."""
+        try:
+            status = os.fstat(self._fd)
+            if stat.S_ISREG(status.st_mode):
+                return status.st_size - os.lseek(self._fd, 0, os.SEEK_CUR)
+            return int(struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))[0])
+        except OSError:
+            return 0
+
+    async def _wait(self) -> None:
+        self.waiting = True
+        try:
+            await self._ready.wait()
+        finally:
+            self.waiting = False
 
     def stop(self) -> None:
         """Let this and every later :meth:`read` return the end of the input."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import sys
 import time
 
@@ -11,13 +12,24 @@ _OUTAGE_DELAY = 1.0
 _OUTAGE_INTERVAL = 10.0
 
 
-def write_line(fd: int, text: str) -> bool:
-    """Write one line to ``fd``; whether that worked. Never raises."""
+# How long the summary waits for room in standard output, in seconds.
+_SUMMARY_TIMEOUT = 1.0
+
+
+def write_line(fd: int, text: str, timeout: float = 0.0) -> bool:
+    """
+    Write one line to ``fd``; whether that worked.
+
+    Never raises, and never waits longer than ``timeout``: a pipe that is ready takes a
+    line of up to ``PIPE_BUF`` bytes at once, and one that is full must not stop us.
+    """
+    line = text.encode("utf-8", "backslashreplace")[: select.PIPE_BUF - 1] + b"\n"
     try:
-        os.write(fd, text.encode("utf-8", "backslashreplace") + b"\n")
+        room = select.poll()
+        room.register(fd, select.POLLOUT)
+        return bool(room.poll(timeout * 1000)) and os.write(fd, line) == len(line)
     except OSError:
         return False
-    return True
 
 
 class Reporter:
@@ -48,7 +60,7 @@ class Reporter:
         """Print the summary of the run on standard output."""
         line = f"Processed {records:d} messages in {seconds * 1000:.4f}ms. "
         line += f"Tagged with @pid:{os.getpid():d}"
-        if not self._quiet and not write_line(1, line):
+        if not self._quiet and not write_line(1, line, _SUMMARY_TIMEOUT):
             self.warn("cannot write the summary to standard output")
 
 

@@ -50,11 +50,17 @@ def test_frames_are_never_read_together(frames):
     assert together.foreign == alone.foreign
 
 
+def test_an_empty_frame_is_an_empty_line():
+    assert RecordDecoder().decode([b"", A, b""]).data == (
+        b'{"message":""}\n' + A + b'\n{"message":""}\n'
+    )
+
+
 @pytest.mark.parametrize(
     "frames",
     [
         [A, B],
-        [b"", A + b"\n", b"", B + b"\n"],
+        [A + b"\n", B + b"\n"],
         [b"[" + A + b", " + B + b"]"],
         [b"[]", b"[\n" + A + b",\n" + B + b"\n]\n"],
         [A + b"\n" + B],

@@ -108,6 +108,13 @@ class Envelope:
         self._add_fields(fields or {})
         self._tail = self._make_tail({})
 
+    @property
+    def overhead_bytes(self) -> int:
+        """How much longer a record is than its line, at most, without its escapes."""
+        if self._format is Format.RAW:
+            return 1
+        return len(_HEAD) + len(self._make_tail({"@timestamp": "x" * 24, "@partial": True})) + 1
+
     def _add_fields(self, fields: Mapping[str, str]) -> None:
         if fields and self._format is Format.RAW:
             raise ValueError("the format raw has no place for fields")

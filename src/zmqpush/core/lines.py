@@ -98,12 +98,13 @@ class LineSplitter:
             return []
         line = b"".join(self._parts)
         blocks = []
-        while len(line) > self._max_line_bytes + self._doubtful:
-            end = self._piece_end(line)
-            blocks.append(Block(line[:end], partial=True))
-            line = line[end:]
-        self._parts = [line]
-        self._held_bytes = len(line)
+        start = 0
+        while len(line) - start > self._max_line_bytes + self._doubtful:
+            end = self._piece_end(line, start)
+            blocks.append(Block(line[start:end], partial=True))
+            start = end
+        self._parts = [line[start:]]
+        self._held_bytes = len(line) - start
         return blocks
 
     def _split_long(self, lines: bytes) -> list[Block]:
@@ -114,19 +115,20 @@ class LineSplitter:
         if max(map(len, whole)) <= self._max_line_bytes:
             return [Block(lines)]
         for line in whole:
-            while len(line) > self._max_line_bytes:
-                if run:
-                    blocks.append(Block(delimiter.join(run)))
-                    run = []
-                end = self._piece_end(line)
-                blocks.append(Block(line[:end], partial=True))
-                line = line[end:]
-            run.append(line)
+            if run and len(line) > self._max_line_bytes:
+                blocks.append(Block(delimiter.join(run)))
+                run = []
+            start = 0
+            while len(line) - start > self._max_line_bytes:
+                end = self._piece_end(line, start)
+                blocks.append(Block(line[start:end], partial=True))
+                start = end
+            run.append(line[start:])
         blocks.append(Block(delimiter.join(run)))
         return blocks
 
-    def _piece_end(self, line: bytes) -> int:
-        limit = self._max_line_bytes
+    def _piece_end(self, line: bytes, start: int) -> int:
+        limit = start + self._max_line_bytes
         for end in range(limit, limit - 4, -1):
             if line[end] & 0xC0 != 0x80:  # the first byte of a UTF-8 character
                 return end

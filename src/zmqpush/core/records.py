@@ -82,20 +82,18 @@ class RecordDecoder:
         return {type(value) for value in values[::2]} == {dict} and values[1::2] == marks
 
     def _from_frame(self, frame: bytes) -> Iterator[str]:
-        # An empty frame is the delimiter that some peers send before their data.
-        if frame:
-            frame = frame.removesuffix(b"\n")
-            try:
-                text = frame.decode()
-            except UnicodeDecodeError:
-                lines = frame.split(b"\n")
-                if len(lines) == 1:
-                    yield self._from_foreign(frame.decode("utf-8", "backslashreplace"))
-                else:
-                    for line in lines:
-                        yield from self._from_frame(line or b"\n")
-                return
-            yield from self._from_text(text)
+        frame = frame.removesuffix(b"\n")
+        try:
+            text = frame.decode()
+        except UnicodeDecodeError:
+            lines = frame.split(b"\n")
+            if len(lines) == 1:
+                yield self._from_foreign(frame.decode("utf-8", "backslashreplace"))
+            else:
+                for line in lines:
+                    yield from self._from_frame(line)
+            return
+        yield from self._from_text(text)
 
     def _from_text(self, text: str) -> Iterator[str]:
         try:
