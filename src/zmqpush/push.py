@@ -33,7 +33,7 @@ _READ_BYTES = {Framing.SINGLE: 1 << 16}
 _READ_BYTES_DEFAULT = 1 << 17
 # Less is read at once if that could make a payload of more bytes than this: a block of
 # empty lines is mostly envelope.
-_PAYLOAD_BYTES = 8 << 20
+_PAYLOAD_BYTES = 16 << 20
 # After so many payloads signals and the reader get a turn.
 _PAYLOADS_PER_TURN = 16
 
