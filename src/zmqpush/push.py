@@ -110,8 +110,9 @@ class Pusher:
         accepted = link.accepted
         self._outage.begin("the receiver is slow to take the last records")
         closed = await ending.unless_given_up(link.close())
-        self._outage.end("waited for the last records")
-        if not closed:
+        if closed and not lost:
+            self._outage.end("the last records were taken")
+        elif not closed:
             lost += link.in_doubt
             accepted -= link.in_doubt
         self._reporter.summary(accepted, time.monotonic() - self._started)
