@@ -6,6 +6,7 @@ Every exception of the package.
     ZmqpushError
     ├─ ConfigError      a configuration file is wrong                  exit 78
     ├─ EndpointError    an endpoint cannot be bound or connected       exit 69
+    ├─ RemoteProtocolError   a peer breaks the delivery protocol
     ├─ SourceError      the input cannot be read                       exit 74
     └─ SinkError        the output cannot be written                   exit 74
        └─ SinkClosedError   nobody reads the output any more: no failure
@@ -38,6 +39,20 @@ class EndpointError(ZmqpushError):
     """An endpoint cannot be bound or connected."""
 
     exit_code = EXIT_NO_RECEIVER
+
+
+class RemoteProtocolError(ZmqpushError):
+    """
+    A peer breaks the delivery protocol: tell it ``code`` and go on without it.
+
+    Attributes:
+        code: As in ``docs/protocol.md``.
+
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class SourceError(ZmqpushError):

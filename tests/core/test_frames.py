@@ -1,0 +1,142 @@
+"""The codec of the delivery protocol, against ``docs/protocol.md``."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqpush.core import frames
+from zmqpush.core.frames import (
+    Ack,
+    Data,
+    Error,
+    Goodbye,
+    Hello,
+    Ping,
+    Pong,
+    Reset,
+    Skip,
+    Welcome,
+    decode,
+    encode,
+)
+from zmqpush.errors import RemoteProtocolError
+
+seqs = st.integers(1, frames.MAX_SEQ >> 1)
+u32 = st.integers(0, (1 << 32) - 1)
+u64 = st.integers(0, (1 << 64) - 1)
+texts = st.text(st.characters(codec="utf-8"), max_size=100)
+greetings = st.dictionaries(texts, st.integers() | texts, max_size=4)
+payloads = st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")), min_size=1)
+messages = st.one_of(
+    greetings.map(Hello),
+    greetings.map(Welcome),
+    st.builds(
+        lambda first, lines: Data(first, len(lines), b"".join(line + b"\n" for line in lines)),
+        seqs,
+        payloads,
+    ),
+    st.builds(Ack, seqs, u32, u64),
+    st.just(Ping()),
+    st.builds(Pong, seqs, u32, u64, st.integers(0, 255)),
+    st.builds(Reset, st.integers(0, 65535), texts),
+    st.builds(Skip, seqs, seqs, st.integers(0, 255)),
+    st.just(Goodbye()),
+    st.builds(Error, st.integers(0, 65535), texts),
+)
+
+
+@given(messages, u64)
+def test_what_is_encoded_is_decoded(message, session):
+    decoded, its_session = decode(encode(message, session))
+
+    assert type(decoded) is type(message)
+    assert (decoded, its_session) == (message, session)
+
+
+@given(messages, st.data())
+def test_a_damaged_frame_is_an_error_of_the_protocol_or_another_message(message, data):
+    frame = bytearray(encode(message, 7))
+    at = data.draw(st.integers(0, len(frame) - 1))
+    frame[at] ^= data.draw(st.integers(1, 255))
+    try:
+        decoded, session = decode(bytes(frame))
+    except RemoteProtocolError:
+        return
+
+    # Whatever it became, a block is never taken for another one of the same session.
+    assert not isinstance(decoded, Data) or session != 7 or decoded == message
+
+
+@given(st.binary(max_size=100) | st.binary(max_size=60).map(lambda b: encode(Ping(), 1)[:4] + b))
+def test_garbage_is_an_error_of_the_protocol_or_ignored(frame):
+    code = 0
+    try:
+        decode(frame)
+    except RemoteProtocolError as exc:
+        code = exc.code
+
+    assert code in (0, 400, 413, 505)
+
+
+@given(messages, st.integers(1, 40))
+def test_a_frame_cut_short_is_never_another_block(message, missing):
+    frame = encode(message, 7)[:-missing]
+    try:
+        decoded, _ = decode(frame)
+    except RemoteProtocolError:
+        return
+
+    assert not isinstance(decoded, Data | Ack | Pong | Skip)
+
+
+def test_a_block_is_these_bytes():
+    frame = encode(Data(1, 2, b"a\nb\n"), 0x0102030405060708)
+
+    assert frame.hex(" ") == (
+        "5a 50 01 03 00 00 00 10 01 02 03 04 05 06 07 08 "  # header
+        "00 00 00 00 00 00 00 01 00 00 00 02 b8 13 f9 fd "  # first, count, CRC
+        "61 0a 62 0a"
+    )
+
+
+def header(version=1, number=5, flags=0, length=16):
+    return struct.pack(">HBBHHQ", 0x5A50, version, number, flags, length, 9)
+
+
+def test_an_unknown_type_is_ignored_unless_it_must_be_understood():
+    assert decode(header(number=99)) == (None, 9)
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(header(number=99, flags=0x8000))
+
+    assert caught.value.code == 505
+
+
+def test_another_version_is_refused():
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(header(version=2))
+
+    assert caught.value.code == 505
+
+
+def test_what_a_later_version_adds_to_the_header_is_skipped():
+    assert decode(header(length=20) + b"more") == (Ping(), 9)
+
+
+@pytest.mark.parametrize(
+    "message", [Data(0, 1, b"\n"), Data(1, 2, b"\n"), Data(1, 1, b"x"), Skip(1, 0, 1)]
+)
+def test_impossible_numbers_are_refused(message):
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(encode(message, 1))
+
+    assert caught.value.code == 400
+
+
+def test_a_block_that_is_too_long_is_refused():
+    payload = b"x" * frames.MAX_PAYLOAD_BYTES + b"\n"
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(encode(Data(1, 1, payload), 1))
+
+    assert caught.value.code == 413
