@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 BIN = Path(sysconfig.get_path("scripts"))
 ZMQPUSH = str(BIN / "zmqpush")
 ZMQPULL = str(BIN / "zmqpull")
@@ -17,6 +19,7 @@ LOSSES = re.compile(rb"zmqpush: (\d+) dropped, (\d+) lost\n")
 PATIENCE = 60.0
 # An endpoint where nothing listens.
 NOBODY = "tcp://127.0.0.1:9"
+FRAMINGS = pytest.mark.parametrize("framing", ["single", "frames", "array", "lines"])
 
 
 def words(*command: object) -> list[str]:

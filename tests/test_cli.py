@@ -67,6 +67,16 @@ def test_help_is_readable_and_names_every_option(command, columns):
 
 
 @COMMANDS
+def test_help_that_cannot_be_written_is_one_line_and_exit_74(start, command):
+    with open("/dev/full", "wb") as full:
+        child = start(command, "--help", stdout=full)
+    _, err = child.communicate(timeout=PATIENCE)
+
+    assert (child.returncode, err.count(b"\n")) == (74, 1)
+    assert b"No space left on device" in err
+
+
+@COMMANDS
 def test_the_version_is_told(command):
     done = run(command, "--version")
 

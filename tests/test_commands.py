@@ -3,9 +3,7 @@
 import json
 import subprocess
 
-import pytest
-
-from helpers import SUMMARY, ZMQPULL, push
+from helpers import FRAMINGS, SUMMARY, ZMQPULL, push
 
 
 def test_a_hundred_lines_arrive_byte_for_byte_in_order(pull):
@@ -20,7 +18,7 @@ def test_a_hundred_lines_arrive_byte_for_byte_in_order(pull):
     ]
 
 
-@pytest.mark.parametrize("framing", ["single", "frames", "array", "lines"])
+@FRAMINGS
 def test_zmqpull_gives_back_what_zmqpush_was_given(tmp_path, framing):
     endpoint = f"ipc://{tmp_path}/socket"
     lines = [f'line {n} "quoted" \\ \t é' for n in range(5000)]

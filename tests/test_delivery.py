@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from helpers import (
+    FRAMINGS,
     NOBODY,
     PATIENCE,
     SUMMARY,
@@ -26,7 +27,6 @@ from helpers import (
 
 MEMORY_ABOVE_QUEUE = 64 << 20
 _find_numbers = re.compile(rb'"message":"(\d+)"').findall
-FRAMINGS = pytest.mark.parametrize("framing", ["single", "frames", "array", "lines"])
 
 
 def receive(socket):

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 
 import pytest
@@ -17,6 +16,7 @@ from helpers import (
     SUMMARY,
     ZMQPUSH,
     losses,
+    push,
     statistics,
     wait_until,
     wait_until_ready,
@@ -32,6 +32,16 @@ def connected(start, pull, *args, **kwargs):
     child.stdin.flush()
     assert json.loads(pull.recv())["message"] == "first"
     return child
+
+
+def fill(fd, data):
+    """Write until the pipe is full, without blocking; return how many bytes it took."""
+    os.set_blocking(fd, False)
+    written = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            written += os.write(fd, data)
+    return written
 
 
 def end(child):
@@ -171,13 +181,8 @@ def test_a_stopped_terminal_job_goes_on(start, pull):
     assert end(child)[:2] == (0, 2)
 
 
-def test_the_time_limit_counts_from_the_last_delivery(start):
-    done = subprocess.run(
-        [ZMQPUSH, "-c", NOBODY, "--timeout", "0.3"],
-        input=b"1\n2\n",
-        capture_output=True,
-        timeout=PATIENCE,
-    )
+def test_the_time_limit_counts_from_the_last_delivery():
+    done = push("-c", NOBODY, "--timeout", "0.3", data=b"1\n2\n")
 
     assert done.returncode == 69
     assert done.stderr == b"zmqpush: 0 dropped, 2 lost\n"
@@ -187,15 +192,9 @@ def test_a_signal_while_the_queue_is_full_does_not_forget_what_is_in_the_pipe(st
     endpoint = f"ipc://{tmp_path}/socket"
     child = start(ZMQPUSH, "-c", endpoint, "--queue-max", 1, "--grace", PATIENCE)
     line = b"x" * 99 + b"\n"
-    os.set_blocking(child.stdin.fileno(), False)
-    written = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            written += os.write(child.stdin.fileno(), line)
+    written = fill(child.stdin.fileno(), line)
     assert b"no receiver" in child.stderr.readline()  # it has read what it may
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            written += os.write(child.stdin.fileno(), line)
+    written += fill(child.stdin.fileno(), line)
     child.send_signal(signal.SIGTERM)
     child.stdin.close()
     time.sleep(0.5)  # longer than the input must be quiet
@@ -210,11 +209,8 @@ def test_a_signal_while_the_queue_is_full_does_not_forget_what_is_in_the_pipe(st
 
 def test_input_that_a_signal_left_unread_is_told(start):
     child = start(ZMQPUSH, "-c", NOBODY, "--queue-max", 1, "--grace", 0.2)
-    os.set_blocking(child.stdin.fileno(), False)
     wait_until_ready(child)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(child.stdin.fileno(), b"a line\n")
+    fill(child.stdin.fileno(), b"a line\n")
     child.send_signal(signal.SIGTERM)
     child.wait(PATIENCE)
 
@@ -225,10 +221,7 @@ def test_input_that_a_signal_left_unread_is_told(start):
 @pytest.mark.parametrize("full", ["stdout", "stderr"])
 def test_an_output_that_nobody_reads_never_stops_it(start, pull, full):
     read, write = os.pipe()
-    os.set_blocking(write, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(write, bytes(1024))
+    fill(write, bytes(1024))
     os.set_blocking(write, True)
     child = start(ZMQPUSH, "-c", pull.last_endpoint, **{full: write})
     os.close(write)

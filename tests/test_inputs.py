@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPUSH, losses, push, sent, statistics
+from helpers import FRAMINGS, NOBODY, PATIENCE, SUMMARY, ZMQPUSH, losses, push, sent, statistics
 
 
 def messages(socket, count):
@@ -176,7 +176,7 @@ def test_a_line_that_is_too_long_is_split_and_its_pieces_are_marked(pull, end):
     assert "@partial" not in last
 
 
-@pytest.mark.parametrize("framing", ["single", "frames", "array", "lines"])
+@FRAMINGS
 def test_a_message_has_the_shape_that_the_framing_says(pull, framing):
     done = push("-c", pull.last_endpoint, "--framing", framing, "app", data=b'a\n"\t\nc\n')
     pid = SUMMARY.fullmatch(done.stdout)[2]

@@ -61,8 +61,9 @@ def _run(command: Callable[..., object], program: str) -> None:
     try:
         command(prog_name=program)
     except OSError as exc:  # the help cannot be written
-        with contextlib.suppress(OSError):
-            os.write(2, f"{program}: {exc.strerror}\n".encode())
+        from zmqpush.telemetry import Reporter
+
+        Reporter(program).warn(str(exc.strerror))
         os._exit(EXIT_IO)
 
 

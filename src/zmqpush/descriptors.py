@@ -8,8 +8,10 @@ file of our own.
 """
 
 import asyncio
+import fcntl
 import os
 import stat
+import struct
 
 
 def open_again(fd: int, flags: int) -> int | None:
@@ -32,6 +34,22 @@ def open_again(fd: int, flags: int) -> int | None:
         return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return None
+
+
+def pending_bytes(fd: int, request: int) -> int:
+    """
+    Return how many bytes the kernel holds for ``fd``; 0 where it does not tell.
+
+    Args:
+        fd: A descriptor.
+        request: ``termios.FIONREAD`` for what can be read, ``termios.TIOCOUTQ`` for what
+            the peer has not taken.
+
+    """
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
+    except OSError:
+        return 0
 
 
 class Readiness:

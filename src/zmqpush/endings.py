@@ -146,13 +146,13 @@ class Ending:
         giving_up = asyncio.create_task(self._given_up.wait())
         tasks: set[asyncio.Task[Any]] = {working, giving_up} | ({beside} if beside else set())
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        failed = beside is not None and beside.done()
+        failed = beside if beside and beside.done() else None
         if not working.done() and not failed:
             await asyncio.wait({working}, timeout=_LAST_CHANCE)
         giving_up.cancel()
         working.cancel()
-        if beside is not None and failed:
-            beside.result()
+        if failed:
+            failed.result()
         if not working.done():
             return False
         working.result()

@@ -10,12 +10,10 @@ commands that wait for the socket, and any call may consume them), so every wait
 import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 import random
 import socket
 import stat
-import struct
 import termios
 import threading
 from collections import deque
@@ -27,7 +25,7 @@ import zmq
 
 from zmqpush.core.envelope import Payload
 from zmqpush.core.framing import Framing, to_frames
-from zmqpush.descriptors import Readiness
+from zmqpush.descriptors import Readiness, pending_bytes
 from zmqpush.errors import EndpointError
 from zmqpush.settings import Endpoints
 
@@ -126,11 +124,7 @@ class Link:
     @property
     def unread(self) -> int:
         """How many bytes the kernel holds that no peer has taken yet."""
-        connections = self._connections()
-        unread = sum(map(_unread_bytes, connections))
-        for connection in connections:
-            connection.close()
-        return unread
+        return sum(pending_bytes(fd, termios.TIOCOUTQ) for fd in self._own_fds())
 
     async def close(self) -> None:
         """
@@ -154,13 +148,16 @@ class Link:
         # A daemon: whoever loses patience ends the process and this wait with it.
         threading.Thread(target=terminate, daemon=True).start()
         await closed.wait()
-        while any(map(_unread_bytes, connections)):  # noqa: ASYNC110 - no event tells
+        while any(pending_bytes(c.fileno(), termios.TIOCOUTQ) for c in connections):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(_UNREAD_INTERVAL)
 
+    def _own_fds(self) -> set[int]:
+        # libzmq does not tell its connections: they are among what it opened.
+        return _open_fds() - self._foreign_fds
+
     def _connections(self) -> list[socket.socket]:
-        # libzmq does not tell its connections: they are the sockets that it opened.
         connections = []
-        for fd in _open_fds() - self._foreign_fds:
+        for fd in self._own_fds():
             with contextlib.suppress(OSError):  # closed meanwhile
                 if stat.S_ISSOCK(os.fstat(fd).st_mode):
                     connection = socket.socket(fileno=os.dup(fd))
@@ -308,11 +305,3 @@ def _open_fds() -> set[int]:
         return set(map(int, os.listdir("/proc/self/fd")))
     except OSError:
         return set()
-
-
-def _unread_bytes(connection: socket.socket) -> int:
-    try:
-        answer = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
-    except OSError:  # not connected any more
-        return 0
-    return int(struct.unpack("i", answer)[0])

@@ -28,14 +28,12 @@ class Puller:
     """
 
     def __init__(self, settings: PullSettings, reporter: Reporter) -> None:
+        self._settings = settings
         self._reporter = reporter
         self._sink = Sink(settings.to, reporter)
-        self._endpoints = settings.endpoints
         self._link = PullLink(settings.endpoints)
         self._decoder = RecordDecoder()
         self._written = 0
-        self._wanted = settings.count
-        self._grace = settings.grace
         self._until: float | None = None
         self._ending = Ending(settings.grace, self._stop)
 
@@ -49,7 +47,7 @@ class Puller:
         """
         self._ending.handle_signals(at_once=True, hangup=self._hang_up)
         watching = asyncio.create_task(self._sink.closed())
-        if self._endpoints.has_open_port:
+        if self._settings.endpoints.has_open_port:
             self._reporter.notice(f"listening at {self._link.address}")
         done = False
         try:
@@ -62,16 +60,19 @@ class Puller:
             watching.cancel()
             self._written -= self._sink.unwritten
             self._tell_statistics()
-        ended_early = self._until is not None or not done
-        if ended_early and (lost := self._sink.unwritten + self._count_the_rest()):
+        lost = 0
+        if self._until is not None or not done:
+            lost = self._sink.unwritten + self._count_the_rest()
+        if lost:
             self._reporter.warn(f"{lost} lost: they could not be written")
-        else:
-            lost = 0
-        return EXIT_IO if not done else EXIT_LOSS if lost else 0
+        if not done:
+            return EXIT_IO
+        return EXIT_LOSS if lost else 0
 
     async def _receive_all(self) -> None:
-        while self._wanted is None or self._written < self._wanted:
-            left = None if self._wanted is None else self._wanted - self._written
+        wanted = self._settings.count
+        while wanted is None or self._written < wanted:
+            left = None if wanted is None else wanted - self._written
             if frames := self._link.receive(left):
                 await self._write(self._decoder.decode(frames, left))
             elif self._until is None:
@@ -91,7 +92,7 @@ class Puller:
         await asyncio.sleep(0)  # signals get a turn, however fast the senders are
 
     def _stop(self) -> None:
-        self._until = time.monotonic() + self._grace / 2
+        self._until = time.monotonic() + self._settings.grace / 2
         self._link.wake()
 
     def _hang_up(self) -> None:

@@ -29,8 +29,8 @@ from zmqpush.telemetry import Outage, Reporter
 
 # How much is read at once, in bytes. Large blocks are fast, but the records of one that
 # is cut into messages should stay in the cache.
-_READ_BYTES = {Framing.SINGLE: 1 << 16}
-_READ_BYTES_DEFAULT = 1 << 17
+_READ_BYTES = 1 << 17
+_READ_BYTES_SINGLE = 1 << 16
 # Less is read at once if that could make a payload of more bytes than this: a block of
 # empty lines is mostly envelope.
 _PAYLOAD_BYTES = 16 << 20
@@ -67,7 +67,7 @@ class Pusher:
             fields=settings.fields,
             delimiter=settings.delimiter,
         )
-        max_bytes = _READ_BYTES.get(settings.framing, _READ_BYTES_DEFAULT)
+        max_bytes = _READ_BYTES_SINGLE if settings.framing is Framing.SINGLE else _READ_BYTES
         max_bytes = min(max_bytes, _PAYLOAD_BYTES // self._envelope.overhead_bytes)
         self._source = Source(fd, max(1, max_bytes))
         self._queue = Queue(settings.queue_max, settings.when_full)

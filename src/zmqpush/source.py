@@ -8,11 +8,10 @@ import os
 import select
 import socket
 import stat
-import struct
 import termios
 from collections.abc import Callable
 
-from zmqpush.descriptors import Readiness, open_again
+from zmqpush.descriptors import Readiness, open_again, pending_bytes
 from zmqpush.errors import SourceError
 
 _READS_PER_TURN = 8
@@ -96,13 +95,10 @@ class Source:
     @property
     def unread_bytes(self) -> int:
         """How many bytes are there to be read, as far as the system tells."""
-        try:
-            status = os.fstat(self._fd)
-            if stat.S_ISREG(status.st_mode):
-                return status.st_size - os.lseek(self._fd, 0, os.SEEK_CUR)
-            return int(struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))[0])
-        except OSError:
-            return 0
+        status = os.fstat(self._fd)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size - os.lseek(self._fd, 0, os.SEEK_CUR)
+        return pending_bytes(self._fd, termios.FIONREAD)
 
     async def _wait(self) -> None:
         self.waiting = True
