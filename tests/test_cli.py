@@ -109,6 +109,7 @@ def test_the_shell_can_complete_options(command):
         (["-c", "localhost:5014"], "tcp://collector.example.com:5014"),
         (["-c", "tcp://*:5014"], "tcp://collector.example.com:5014"),
         (["-c", "tcp://host:99999"], "tcp://collector.example.com:5014"),
+        (["-c", "tcp://-:5014"], "tcp://collector.example.com:5014"),
         (["-b", "tcp://5014"], "tcp://*:5014"),
         (["-b", "ipc://"], "ipc:///run/x"),
         (["-c", os.fsdecode(b"\xff")], "ipc:///run/x"),

@@ -27,7 +27,7 @@ from zmqpush.core.envelope import Payload
 from zmqpush.core.framing import Framing, to_frames
 from zmqpush.descriptors import Readiness, pending_bytes
 from zmqpush.errors import EndpointError
-from zmqpush.settings import Endpoints
+from zmqpush.settings import Endpoints, bad_endpoint
 
 # Plain ints: the enums of pyzmq cost a conversion per call.
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -99,7 +99,7 @@ class Link:
                 except zmq.ZMQError as exc:
                     self._context.destroy(linger=0)
                     if exc.errno == errno.EINVAL:
-                        raise ValueError(f"{endpoint!r} is not an endpoint") from exc
+                        raise bad_endpoint(endpoint, bind=verb == "bind") from exc
                     reason = zmq.strerror(exc.errno or 0)
                     raise EndpointError(f"cannot {verb} {endpoint}: {reason}") from exc
         self._signal = Readiness(self._get(zmq.FD))

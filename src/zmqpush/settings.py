@@ -31,8 +31,13 @@ def check_endpoint(endpoint: str, *, bind: bool = False) -> str:
     is_port = port == "*" or 0 < int(port or 0) < 65536
     if match and is_port and (bind or "*" not in (match["host"], port)):
         return endpoint
+    raise bad_endpoint(endpoint, bind=bind)
+
+
+def bad_endpoint(endpoint: str, *, bind: bool) -> ValueError:
+    """Return the error that says so and shows a good endpoint."""
     example = "tcp://*:5014" if bind else "tcp://collector.example.com:5014"
-    raise ValueError(f"{endpoint!r} is not an endpoint; a good one is {example} or ipc:///run/x")
+    return ValueError(f"{endpoint!r} is not an endpoint; a good one is {example} or ipc:///run/x")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
