@@ -17,9 +17,10 @@ COMMON = {"--connect", "--bind", "--grace", "--quiet", "--config", "--version", 
 OPTIONS = {
     ZMQPUSH: COMMON.union(
         ("--format", "--field", "--framing", "--null", "--delimiter", "--max-line"),
-        ("--queue-max", "--when-full", "--timeout"),
+        ("--queue-max", "--when-full", "--timeout", "--ack", "--spread", "--spool"),
+        ("--spool-max", "--spool-slots", "--spool-status", "--sync"),
     ),
-    ZMQPULL: COMMON | {"--to", "--count"},
+    ZMQPULL: COMMON | {"--to", "--count", "--ack-bind", "--state", "--memory"},
 }
 COMMANDS = pytest.mark.parametrize("command", [ZMQPUSH, ZMQPULL])
 

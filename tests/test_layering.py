@@ -9,13 +9,27 @@ import zmqpush
 
 ROOT = Path(zmqpush.__file__).parent
 # What knows no I/O, and what every file may use.
-PURE = {"core.envelope", "core.frames", "core.framing", "core.lines", "core.records"}
-VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors"}
+PURE = {
+    "core.delivery",
+    "core.envelope",
+    "core.frames",
+    "core.framing",
+    "core.lines",
+    "core.records",
+}
+VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors", "faults"}
 ALLOWED = {
     "__main__": {"cli"},
-    "cli": {"config", "push", "pull"},
-    "push": {"source", "links", "endings"},
-    "pull": {"sink", "links", "endings"},
+    "cli": {"config", "push", "pull", "slots"},
+    "push": {"source", "outlet", "plain", "acked", "endings"},
+    "outlet": {"endings"},
+    "plain": {"outlet", "links", "endings"},
+    "acked": {"outlet", "spool", "slots", "links", "endings"},
+    "slots": {"segments"},
+    "spool": {"segments"},
+    "pull": {"sink", "state", "links", "endings"},
+    "sink": {"output"},
+    "state": {"sink"},
 }
 MODULES = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.rglob("*.py"))
 FORBIDDEN_IN_CORE = {"asyncio", "os", "select", "signal", "socket", "sys", "threading", "time"}

@@ -21,12 +21,15 @@ from zmqpush.core.framing import Framing
 from zmqpush.errors import EXIT_INTERNAL, EXIT_USAGE, ZmqpushError
 from zmqpush.queue import WhenFull
 from zmqpush.settings import (
+    DEFAULT_ACK_ENDPOINT,
     DEFAULT_ENDPOINT,
     MAX_LINE_BYTES,
     Endpoints,
     PullSettings,
     PushSettings,
+    Sync,
     check_endpoint,
+    check_template,
 )
 from zmqpush.telemetry import Reporter
 
@@ -66,6 +69,12 @@ def _read_size(text: str) -> int:
     if not match or not int(match[1]):
         raise ValueError(f"{text!r} is not a size; a good one is 64MiB")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _read_spool_size(text: str) -> int:
+    if (size := _read_size(text)) < 1 << 20:
+        raise ValueError(f"{text!r} is too small for a spool; it needs 1MiB")
+    return size
 
 
 def _read_seconds(text: str) -> float:
@@ -160,11 +169,14 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 Examples:
   app 2>&1 | zmqpush nginx
   tail -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
+  app | zmqpush --spool /var/spool/zmqpush -c tcp://logs.example.com:5015 nginx
 
 Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_FULL, …) or in
-the TOML file. Delivery is as sure as ZeroMQ's PUSH socket: records that libzmq has accepted
-may be lost when the receiver dies. Exit codes: 0 all delivered, 1 something was dropped, lost
-or left unread, 2 usage, 69 no receiver, 74 unreadable input, 78 bad configuration.""",
+the TOML file. Without --ack delivery is as sure as ZeroMQ's PUSH socket: records that libzmq
+has accepted may be lost when the receiver dies. With --ack a record counts when zmqpull has
+it safe, and with --spool it survives until then whatever dies. Exit codes: 0 all delivered,
+1 something was dropped, lost or left unread, 2 usage, 69 no receiver, 74 unreadable input or
+a failing spool, 75 the rest is in the spool, or others use it, 78 bad configuration.""",
 )
 @click.argument("logtype", default="syslog", envvar="ZMQPUSH_LOGTYPE")
 @click.option(
@@ -173,7 +185,8 @@ or left unread, 2 usage, 69 no receiver, 74 unreadable input, 78 bad configurati
     multiple=True,
     type=_CONNECT,
     metavar="ENDPOINT",
-    help=f"Receiver to connect to; may be repeated.  [default: {DEFAULT_ENDPOINT}]",
+    help=f"Receiver to connect to; may be repeated.  [default: {DEFAULT_ENDPOINT}, with --ack "
+    f"{DEFAULT_ACK_ENDPOINT}]",
 )
 @click.option(
     "-b",
@@ -231,7 +244,49 @@ or left unread, 2 usage, 69 no receiver, 74 unreadable input, 78 bad configurati
     type=_choice(WhenFull),
     default=WhenFull.BLOCK.value,
     show_default=True,
-    help="What to do when the queue is full: stop reading, or drop records and count them.",
+    help="What to do when the queue or the spool is full: stop reading, or drop records and "
+    "count them.",
+)
+@click.option(
+    "--ack",
+    is_flag=True,
+    help="Have zmqpull acknowledge what it has safe. Several receivers are a list: the next one "
+    "is for when one fails.",
+)
+@click.option(
+    "--spread",
+    is_flag=True,
+    help="With --ack, order the receivers at random, not as they are given.",
+)
+@click.option(
+    "--spool",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep records there, on disk, until they are acknowledged; implies --ack.",
+)
+@click.option(
+    "--spool-max",
+    type=_Checked("size", _read_spool_size),
+    default="1GiB",
+    show_default=True,
+    help="How much the spool holds before --when-full.",
+)
+@click.option(
+    "--spool-slots",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many processes may use the spool at once.",
+)
+@click.option("--spool-status", is_flag=True, help="Tell what the spool holds, and exit.")
+@click.option(
+    "--sync",
+    type=_choice(Sync),
+    default=Sync.INTERVAL.value,
+    show_default=True,
+    help="When to sync the spool: after each block, at most every 50 ms, or never. Only what is "
+    "synced is sent.",
 )
 @click.option(
     "--timeout",
@@ -246,10 +301,11 @@ def push(
     field: Sequence[tuple[str, str]],
     delimiter: bytes | None,
     null: bool,
+    spool_status: bool,
     **options: Any,
 ) -> None:
     """
-    Ship each line of standard input as a JSON record over a ZeroMQ PUSH socket.
+    Ship each line of standard input as a JSON record over ZeroMQ.
 
     LOGTYPE is the type that the records carry.  [default: syslog]
     """
@@ -260,8 +316,17 @@ def push(
     if len(fields := dict(field)) < len(field):
         raise click.UsageError("a --field is given twice")
 
+    if spool_status and not options["spool"]:
+        raise click.UsageError("--spool-status needs --spool")
+
     async def main() -> int:
-        endpoints = _endpoints(bind, connect)
+        if spool_status:
+            return _tell_spool_status(options["spool"])
+        options["ack"] = ack = options["ack"] or options["spool"] is not None
+        if not bind and not connect:
+            endpoints = Endpoints(connect=(DEFAULT_ACK_ENDPOINT if ack else DEFAULT_ENDPOINT,))
+        else:
+            endpoints = Endpoints(bind=tuple(bind), connect=tuple(connect))
         settings = PushSettings(
             endpoints=endpoints,
             fields=fields,
@@ -271,6 +336,7 @@ def push(
                 "format": Format(options["format"]),
                 "framing": Framing(options["framing"]),
                 "when_full": WhenFull(options["when_full"]),
+                "sync": Sync(options["sync"]),
             },
         )
         return await Pusher(settings, Reporter("zmqpush", quiet=settings.quiet)).run()
@@ -284,10 +350,12 @@ def push(
 Examples:
   zmqpull | jq --unbuffered .message
   zmqpull -b 'tcp://*:5014' --to /var/log/all.ndjson
+  zmqpull --ack-bind 'tcp://*:5015' --state /var/lib/zmqpull --to '/var/log/{host}/%Y%m%d.ndjson'
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
-file. SIGHUP reopens the file. Exit codes: 0 done, 2 usage, 69 the endpoint cannot be used,
-74 the output cannot be written, 78 bad configuration.""",
+file. SIGHUP reopens the files. Exit codes: 0 done, 2 usage, 69 the endpoint cannot be used,
+74 the output or the state cannot be written, 75 another process uses the state, 78 bad
+configuration.""",
 )
 @click.option(
     "-b",
@@ -296,6 +364,15 @@ file. SIGHUP reopens the file. Exit codes: 0 done, 2 usage, 69 the endpoint cann
     type=_BIND,
     metavar="ENDPOINT",
     help=f"Address to listen on for senders; may be repeated.  [default: {DEFAULT_ENDPOINT}]",
+)
+@click.option(
+    "-a",
+    "--ack-bind",
+    multiple=True,
+    type=_BIND,
+    metavar="ENDPOINT",
+    help="Address to listen on for zmqpush --ack; may be repeated.  "
+    f"[default: {DEFAULT_ACK_ENDPOINT}, if no other is given]",
 )
 @click.option(
     "-c",
@@ -308,32 +385,55 @@ file. SIGHUP reopens the file. Exit codes: 0 done, 2 usage, 69 the endpoint cann
 @click.option(
     "--to",
     default="-",
+    type=_Checked("template", check_template),
     metavar="PATH",
-    help="File to append the records to.  [default: standard output]",
+    help="File to append the records to; {type}, {host} and time codes such as %Y%m%d make a "
+    "file of each.  [default: standard output]",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Remember there what was acknowledged, so that no record is in a file twice.",
+)
+@click.option(
+    "--memory",
+    type=_SIZE,
+    default="256MiB",
+    show_default=True,
+    help="How much all senders together may have on the way that is not yet acknowledged.",
 )
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Stop after so many records.")
 @_common
-def pull(bind: Sequence[str], connect: Sequence[str], **options: Any) -> None:
-    """Receive records from any ZeroMQ PUSH socket and write them as JSON lines."""
+def pull(
+    bind: Sequence[str], connect: Sequence[str], ack_bind: Sequence[str], **options: Any
+) -> None:
+    """Receive records from zmqpush, or any ZeroMQ PUSH socket, and write them as JSON lines."""
     from zmqpush.pull import Puller
 
+    if not bind and not connect and not ack_bind:
+        bind, ack_bind = (DEFAULT_ENDPOINT,), (DEFAULT_ACK_ENDPOINT,)
+
     async def main() -> int:
-        endpoints = _endpoints(bind, connect, default_bind=True)
-        settings = PullSettings(endpoints=endpoints, **options)
+        plain = Endpoints(bind=tuple(bind), connect=tuple(connect)) if bind or connect else None
+        acked = Endpoints(bind=tuple(ack_bind)) if ack_bind else None
+        settings = PullSettings(endpoints=plain, ack_endpoints=acked, **options)
         return await Puller(settings, Reporter("zmqpull", quiet=settings.quiet)).run()
 
     _run("zmqpull", main())
 
 
-def _endpoints(
-    bind: Sequence[str], connect: Sequence[str], *, default_bind: bool = False
-) -> Endpoints:
-    if not bind and not connect:
-        if default_bind:
-            bind = (DEFAULT_ENDPOINT,)
-        else:
-            connect = (DEFAULT_ENDPOINT,)
-    return Endpoints(bind=tuple(bind), connect=tuple(connect))
+def _tell_spool_status(spool: Path) -> int:
+    from zmqpush.slots import status_of
+
+    for held in status_of(spool):
+        whose = f", in use by process {held.pid}" if held.pid is not None else ""
+        size = f"{held.segments} segments, {held.bytes} bytes"
+        click.echo(
+            f"{held.path}: {held.records} records to be acknowledged, {held.acked} "
+            f"acknowledged, {size}{whose}"
+        )
+    return 0
 
 
 def _run(program: str, main: Coroutine[Any, Any, int]) -> None:

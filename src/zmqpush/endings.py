@@ -129,7 +129,7 @@ class Ending:
             self._loop.call_later(delay, self._check_stall, timeout, progress, before, since)
 
     async def unless_given_up(
-        self, work: Coroutine[Any, Any, None], beside: "asyncio.Task[None] | None" = None
+        self, work: Coroutine[Any, Any, None], beside: "asyncio.Future[Any] | None" = None
     ) -> bool:
         """
         Do some work, unless patience ends first.
@@ -144,7 +144,7 @@ class Ending:
         """
         working = asyncio.create_task(work)
         giving_up = asyncio.create_task(self._given_up.wait())
-        tasks: set[asyncio.Task[Any]] = {working, giving_up} | ({beside} if beside else set())
+        tasks: set[asyncio.Future[Any]] = {working, giving_up} | ({beside} if beside else set())
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         failed = beside if beside and beside.done() else None
         if not working.done() and not failed:

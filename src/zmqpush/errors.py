@@ -8,6 +8,12 @@ Every exception of the package.
     ├─ EndpointError    an endpoint cannot be bound or connected       exit 69
     ├─ RemoteProtocolError   a peer breaks the delivery protocol
     ├─ SourceError      the input cannot be read                       exit 74
+    ├─ SpoolError       the spool cannot be read or written            exit 74
+    │  ├─ SpoolBusyError     other processes use it                    exit 75
+    │  └─ SpoolForeignError  it is no spool, or not ours               exit 78
+    ├─ StateError       the receiver's state cannot be used            exit 74
+    │  ├─ StateBusyError     another process uses it                   exit 75
+    │  └─ StateForeignError  it is of a later version                  exit 78
     └─ SinkError        the output cannot be written                   exit 74
        └─ SinkClosedError   nobody reads the output any more: no failure
 
@@ -20,6 +26,7 @@ EXIT_USAGE = 2
 EXIT_NO_RECEIVER = 69
 EXIT_INTERNAL = 70
 EXIT_IO = 74
+EXIT_LATER = 75
 EXIT_CONFIG = 78
 
 
@@ -47,18 +54,56 @@ class RemoteProtocolError(ZmqpushError):
 
     Attributes:
         code: As in ``docs/protocol.md``.
+        session: The session that the frame claims to belong to; 0 for none.
 
     """
 
-    def __init__(self, code: int, text: str) -> None:
+    def __init__(self, code: int, text: str, session: int = 0) -> None:
         super().__init__(text)
         self.code = code
+        self.session = session
 
 
 class SourceError(ZmqpushError):
     """The input cannot be read."""
 
     exit_code = EXIT_IO
+
+
+class SpoolError(ZmqpushError):
+    """The spool cannot be read or written."""
+
+    exit_code = EXIT_IO
+
+
+class SpoolBusyError(SpoolError):
+    """Other processes use all slots of the spool."""
+
+    exit_code = EXIT_LATER
+
+
+class SpoolForeignError(SpoolError):
+    """The directory is no spool, belongs to somebody else, or is of a later version."""
+
+    exit_code = EXIT_CONFIG
+
+
+class StateError(ZmqpushError):
+    """The receiver's state cannot be read or written."""
+
+    exit_code = EXIT_IO
+
+
+class StateBusyError(StateError):
+    """Another process uses the state."""
+
+    exit_code = EXIT_LATER
+
+
+class StateForeignError(StateError):
+    """The state is of a later version."""
+
+    exit_code = EXIT_CONFIG
 
 
 class SinkError(ZmqpushError):

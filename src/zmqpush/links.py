@@ -23,7 +23,9 @@ from operator import length_hint
 
 import zmq
 
+from zmqpush.core.delivery import MAX_CREDIT_BLOCKS
 from zmqpush.core.envelope import Payload
+from zmqpush.core.frames import MAX_FRAME_BYTES
 from zmqpush.core.framing import Framing, to_frames
 from zmqpush.descriptors import Readiness, pending_bytes
 from zmqpush.errors import EndpointError
@@ -41,9 +43,12 @@ _SEND_TIMEOUT = 1
 # messages: 100 single records cost a third of the speed, and a few blocks none.
 _SEND_HWM = {Framing.SINGLE: 1000, Framing.FRAMES: 4, Framing.ARRAY: 4, Framing.LINES: 4}
 _RECEIVE_HWM = 1000
+# With acknowledgements the receiver's credit is the bound; libzmq's queues never fill.
+_BLOCKS_HWM = 4 * MAX_CREDIT_BLOCKS
 
 # A peer's claim of a message's size is not believed beyond this, in bytes.
 _MAX_MESSAGE_BYTES = 64 << 20
+_MAX_REPLY_BYTES = 1 << 16
 # One turn of receiving ends after so many frames or bytes.
 _TURN_FRAMES = 64
 _TURN_BYTES = 1 << 20
@@ -60,14 +65,22 @@ class Link:
     Raises:
         EndpointError: If libzmq refuses an endpoint.
 
+    Attributes:
+        has_open_port: Whether the system chose a port; :attr:`address` tells which.
+
     """
 
     def __init__(
-        self, kind: int, endpoints: Endpoints, options: Mapping[zmq.SocketOption, int]
+        self,
+        kind: int,
+        endpoints: Endpoints,
+        options: Mapping[zmq.SocketOption, int],
+        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     ) -> None:
+        self.has_open_port = endpoints.has_open_port
         self._foreign_fds = _open_fds()
         self._peers = endpoints.count
-        self._context = zmq.Context()
+        self._context = context or zmq.Context()
         self._socket = self._context.socket(kind)
         # The compiled class's methods, without a Python wrapper per call.
         self._send = super(zmq.Socket, self._socket).send
@@ -284,6 +297,107 @@ class PullLink(Link):
         with contextlib.suppress(zmq.Again):
             for _ in range(_RECEIVE_HWM * max(1, len(self._connections()))):
                 yield self._socket.recv_multipart(_NOBLOCK)
+
+    async def readable(self) -> None:
+        """Return when a message may be there, or earlier."""
+        await self._wait_for(zmq.POLLIN)
+
+
+class DealerLink(Link):
+    """
+    A DEALER socket: one sender's connection to one receiver that acknowledges.
+
+    Args:
+        endpoint: What to connect to.
+        context: The context of all such links, one after the other.
+
+    """
+
+    def __init__(self, endpoint: str, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        options = {
+            zmq.SNDHWM: _BLOCKS_HWM,
+            zmq.RCVHWM: _BLOCKS_HWM,
+            zmq.IMMEDIATE: 1,
+            zmq.MAXMSGSIZE: _MAX_REPLY_BYTES,
+        }
+        super().__init__(zmq.DEALER, Endpoints(connect=(endpoint,)), options, context)
+        self.endpoint = endpoint
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection; credit keeps its queue from being full."""
+        return bool(self._get(zmq.EVENTS) & zmq.POLLOUT)
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame; whether there was a connection to take it."""
+        try:
+            self._send(frame, _NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[bytes]:
+        """Return all frames that are there."""
+        frames: list[bytes] = []
+        with contextlib.suppress(zmq.Again):
+            frames.extend(map(self._recv, repeat(_NOBLOCK)))
+        return frames
+
+    async def readable(self) -> None:
+        """Return when a frame may be there, or the connection may have changed."""
+        await self._wait_for(zmq.POLLIN)
+
+    def discard(self) -> None:
+        """Close the socket at once, whatever it holds."""
+        self._socket.close(linger=0)
+
+
+class RouterLink(Link):
+    """
+    A ROUTER socket, for senders that want acknowledgements.
+
+    Args:
+        endpoints: Where to bind.
+
+    Attributes:
+        malformed: How many messages were not of one frame.
+
+    """
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        options = {
+            zmq.SNDHWM: _BLOCKS_HWM,
+            zmq.RCVHWM: _BLOCKS_HWM,
+            zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
+            zmq.BACKLOG: 1024,
+            zmq.ROUTER_MANDATORY: 1,
+        }
+        super().__init__(zmq.ROUTER, endpoints, options)
+        self.malformed = 0
+
+    def receive(self) -> list[tuple[bytes, bytes]]:
+        """Return peers and their frames, those that are there, until they make a MiB."""
+        messages: list[tuple[bytes, bytes]] = []
+        size = 0
+        with contextlib.suppress(zmq.Again):
+            while size < _TURN_BYTES and len(messages) < _TURN_FRAMES:
+                peer, *frames = self._socket.recv_multipart(_NOBLOCK)
+                if len(frames) == 1:
+                    messages.append((peer, frames[0]))
+                    size += len(frames[0])
+                else:
+                    self.malformed += 1
+        return messages
+
+    def send(self, peer: bytes, frame: bytes) -> bool:
+        """Send a frame to a peer; whether the peer is there. One that is behind gets none."""
+        try:
+            self._socket.send_multipart((peer, frame), _NOBLOCK)
+        except zmq.Again:
+            return True
+        except zmq.ZMQError:  # no route
+            return False
+        return True
 
     async def readable(self) -> None:
         """Return when a message may be there, or earlier."""

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
 
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
@@ -10,9 +12,16 @@ from zmqpush.queue import WhenFull
 
 # Escaped, a line may become six times as long, and a message may have 64 MiB.
 MAX_LINE_BYTES = 8 << 20
+# A block of acknowledged delivery has 16 MiB.
+MAX_ACK_LINE_BYTES = 1 << 20
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5014"
+DEFAULT_ACK_ENDPOINT = "tcp://127.0.0.1:5015"
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|[\w.-]+):(?P<port>[0-9]{1,5}|\*)")
+TEMPLATE_FIELD = re.compile(r"\{(\w*)\}")
+_TEMPLATE_FIELDS = {"type", "host"}
+_TIME_CODE = re.compile(r"%(.?)", re.DOTALL)
+_TIME_CODES = "YmdHMSjyabABeuwUWVGFTRsZzp%"
 _IPC = re.compile(r"ipc://.{1,107}")
 
 
@@ -38,6 +47,23 @@ def bad_endpoint(endpoint: str, *, bind: bool) -> ValueError:
     """Return the error that says so and shows a good endpoint."""
     example = "tcp://*:5014" if bind else "tcp://collector.example.com:5014"
     return ValueError(f"{endpoint!r} is not an endpoint; a good one is {example} or ipc:///run/x")
+
+
+def check_template(template: str) -> str:
+    """
+    Return ``template`` if file names can be made of it.
+
+    Raises:
+        ValueError: If they cannot.
+
+    """
+    names = TEMPLATE_FIELD.findall(template)
+    braces = TEMPLATE_FIELD.sub("", template)
+    codes = [code for code in _TIME_CODE.findall(template) if not code or code not in _TIME_CODES]
+    if not set(names) <= _TEMPLATE_FIELDS or "{" in braces or "}" in braces or codes:
+        good = "/var/log/all/{host}/{type}-%Y%m%d.ndjson"
+        raise ValueError(f"{template!r} is not a template for file names; a good one is {good}")
+    return template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +101,14 @@ class Endpoints:
         return ", ".join(self.connect + self.bind)
 
 
+class Sync(StrEnum):
+    """When a block in the spool counts as safe, and may be sent."""
+
+    OFF = "off"
+    INTERVAL = "interval"
+    BLOCK = "block"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushSettings:
     """
@@ -96,21 +130,48 @@ class PushSettings:
     max_line: int = 1 << 20
     queue_max: int = 64 << 20
     when_full: WhenFull = WhenFull.BLOCK
+    ack: bool = False
+    spread: bool = False
+    spool: Path | None = None
+    spool_max: int = 1 << 30
+    spool_slots: int = 1
+    sync: Sync = Sync.INTERVAL
     grace: float = 4.0
     timeout: float | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
+        if self.spread and not self.ack:
+            raise ValueError("--spread orders the receivers of --ack")
+        if self.ack:
+            self._check_ack()
         if self.format is Format.RAW and self.framing is Framing.ARRAY:
             raise ValueError("--framing array makes JSON of records and cannot hold --format raw")
+
+    def _check_ack(self) -> None:
+        if self.endpoints.bind:
+            raise ValueError("--ack needs receivers to connect to, not --bind")
+        if self.framing is not Framing.SINGLE:
+            raise ValueError("--framing is for receivers that do not acknowledge: not with --ack")
+        if self.format is Format.RAW and self.delimiter != b"\n":
+            raise ValueError("--ack --format raw needs lines that end with a newline")
+        if self.max_line > MAX_ACK_LINE_BYTES:
+            raise ValueError(f"--max-line can be {MAX_ACK_LINE_BYTES >> 20}MiB with --ack")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullSettings:
-    """What ``zmqpull`` is told; its ``--help`` describes each. Times are in seconds."""
+    """
+    What ``zmqpull`` is told; its ``--help`` describes each.
 
-    endpoints: Endpoints
+    Sizes are in bytes, times in seconds.
+    """
+
+    endpoints: Endpoints | None
+    ack_endpoints: Endpoints | None = None
     to: str = "-"
+    state: Path | None = None
+    memory: int = 256 << 20
     count: int | None = None
     grace: float = 4.0
     quiet: bool = False

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 from zmqpush.errors import RemoteProtocolError
 
 VERSION = 1
-MAX_PAYLOAD_BYTES = 8 << 20
+# Reasons of a Skip.
+DROPPED = 1
+DAMAGED = 2
+MAX_PAYLOAD_BYTES = 16 << 20
 MAX_SEQ = (1 << 63) - 1
 
 _MAGIC = 0x5A50  # "ZP"
@@ -25,13 +28,18 @@ _MAX_TEXT_BYTES = 1024
 
 # magic, version, type, flags, header length, session
 _HEADER = struct.Struct(">HBBHHQ")
-_BLOCK = struct.Struct(">QI")  # first, count
-_CRC = struct.Struct(">I")
+_RANGE = struct.Struct(">QQ")  # first, count
+_BLOCK = struct.Struct(">QQI")  # first, count, CRC
 _ACK = struct.Struct(">QIQ")  # ack floor, credit in blocks, credit in bytes
-_SKIP = struct.Struct(">QQB")  # first, count, reason
 _REFUSAL = struct.Struct(">H")  # code
 
-_DATA_OFFSET = _HEADER.size + _BLOCK.size + _CRC.size
+_PAYLOAD_OFFSET = _HEADER.size + _BLOCK.size
+MAX_FRAME_BYTES = _PAYLOAD_OFFSET + MAX_PAYLOAD_BYTES
+
+
+def checksum(first: int, records: int, payload: bytes | memoryview) -> int:
+    """Return the CRC-32 that stands for a block on the wire and on disk."""
+    return zlib.crc32(payload, zlib.crc32(_RANGE.pack(first, records)))
 
 
 class Hello(NamedTuple):
@@ -51,7 +59,18 @@ class Data(NamedTuple):
 
     first: int
     records: int
-    payload: bytes
+    payload: bytes | memoryview
+    crc: int
+
+    @classmethod
+    def of(cls, first: int, records: int, payload: bytes) -> "Data":
+        """Return a new block."""
+        return cls(first, records, payload, checksum(first, records, payload))
+
+    @property
+    def end(self) -> int:
+        """The sequence number of the last record."""
+        return self.first + self.records - 1
 
 
 class Ack(NamedTuple):
@@ -63,16 +82,7 @@ class Ack(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """A sender asks for a sign of life."""
-
-
-class Pong(NamedTuple):
-    """A receiver gives it; ``state`` is 0 well, 1 sink stalled, 2 about to end."""
-
-    acked: int
-    credit_blocks: int
-    credit_bytes: int
-    state: int
+    """A sender asks for a sign of life, an :class:`Ack`."""
 
 
 class Reset(NamedTuple):
@@ -89,6 +99,11 @@ class Skip(NamedTuple):
     records: int
     reason: int
 
+    @property
+    def end(self) -> int:
+        """The sequence number of the last record."""
+        return self.first + self.records - 1
+
 
 class Goodbye(NamedTuple):
     """The peer is about to end."""
@@ -101,7 +116,7 @@ class Error(NamedTuple):
     text: str
 
 
-Message = Hello | Welcome | Data | Ack | Ping | Pong | Reset | Skip | Goodbye | Error
+Message = Hello | Welcome | Data | Ack | Ping | Reset | Skip | Goodbye | Error
 
 _TYPES: dict[type[Message], int] = {
     Hello: 1,
@@ -109,7 +124,6 @@ _TYPES: dict[type[Message], int] = {
     Data: 3,
     Ack: 4,
     Ping: 5,
-    Pong: 6,
     Reset: 7,
     Skip: 8,
     Goodbye: 9,
@@ -124,16 +138,13 @@ def encode(message: Message, session: int) -> bytes:
     match message:
         case Hello(values) | Welcome(values):
             body = json.dumps(values, separators=(",", ":")).encode()
-        case Data(first, records, payload):
-            block = _BLOCK.pack(first, records)
-            crc = zlib.crc32(payload, zlib.crc32(block))
-            return b"".join((header, block, _CRC.pack(crc), payload))
+        case Data(first, records, payload, crc):
+            return b"".join((header, _BLOCK.pack(first, records, crc), payload))
         case Ack(acked, blocks, size):
             body = _ACK.pack(acked, blocks, size)
-        case Pong(acked, blocks, size, state):
-            body = _ACK.pack(acked, blocks, size) + bytes((state,))
         case Skip(first, records, reason):
-            body = _SKIP.pack(first, records, reason)
+            why = bytes((reason,))
+            body = _BLOCK.pack(first, records, checksum(first, records, why)) + why
         case Reset(code, text) | Error(code, text):
             body = _REFUSAL.pack(code) + _cut(text)
         case _:
@@ -148,8 +159,9 @@ def decode(frame: bytes) -> tuple[Message | None, int]:
     The message is ``None`` if its type is unknown and may be ignored.
 
     Raises:
-        RemoteProtocolError: If the frame is malformed (code 400), too long (413), or of a
-            version, type or flag that must be understood and is not (505).
+        RemoteProtocolError: If the frame is malformed (code 400), or of a version, type or
+            flag that must be understood and is not (505). Its ``session`` tells which one
+            the frame claims.
 
     """
     if len(frame) < _HEADER.size:
@@ -160,7 +172,7 @@ def decode(frame: bytes) -> tuple[Message | None, int]:
     kind = _CLASSES.get(number)
     known_flags = not flags & ~_MUST_UNDERSTAND
     if version != VERSION or (flags & _MUST_UNDERSTAND and not (kind and known_flags)):
-        raise RemoteProtocolError(505, f"version {version}, type {number}, flags {flags:#x}")
+        raise RemoteProtocolError(505, f"version {version}, type {number}, flags {flags}", session)
     if kind is None:
         return None, session
     if header_bytes > _HEADER.size:
@@ -168,12 +180,12 @@ def decode(frame: bytes) -> tuple[Message | None, int]:
     try:
         return _decode_body(kind, frame), session
     except (struct.error, ValueError, IndexError, RecursionError) as exc:
-        raise RemoteProtocolError(400, f"a malformed {kind.__name__}") from exc
+        raise RemoteProtocolError(400, f"a malformed {kind.__name__}", session) from exc
 
 
 def _decode_body(kind: type[Message], frame: bytes) -> Message:
-    if kind is Data:
-        return _decode_data(frame)
+    if kind is Data or kind is Skip:
+        return _decode_block(kind, frame)
     body = frame[_HEADER.size :]
     if kind is Hello or kind is Welcome:
         return kind(_decode_greeting(body))
@@ -183,34 +195,29 @@ def _decode_body(kind: type[Message], frame: bytes) -> Message:
         if len(text) > _MAX_TEXT_BYTES:
             raise ValueError("the text is too long")
         return kind(code, text.decode("utf-8", "replace"))
-    if kind is Ack or kind is Pong:
-        state = () if kind is Ack else (body[_ACK.size],)
-        floor_and_credit = _ACK.unpack(body[: len(body) - len(state)])
-        if floor_and_credit[0] > MAX_SEQ:
+    if kind is Ack:
+        ack = Ack(*_ACK.unpack(body))
+        if ack.acked > MAX_SEQ:
             raise ValueError("the ack floor is out of bounds")
-        return kind(*floor_and_credit, *state)
-    if kind is Skip:
-        skip = Skip(*_SKIP.unpack(body))
-        _check_range(skip.first, skip.records)
-        return skip
+        return ack
     if body:
         raise ValueError("there must be no body")
     return Ping() if kind is Ping else Goodbye()
 
 
-def _decode_data(frame: bytes) -> Data:
-    first, records = _BLOCK.unpack_from(frame, _HEADER.size)
-    (crc,) = _CRC.unpack_from(frame, _HEADER.size + _BLOCK.size)
-    payload = frame[_DATA_OFFSET:]
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise RemoteProtocolError(413, f"a block of {len(payload)} bytes")
-    _check_range(first, records)
-    block = frame[_HEADER.size : _HEADER.size + _BLOCK.size]
-    if zlib.crc32(payload, zlib.crc32(block)) != crc:
-        raise ValueError("the checksum is wrong")
-    if not payload.endswith(b"\n") or payload.count(b"\n") != records:
+def _decode_block(kind: type[Message], frame: bytes) -> Message:
+    first, records, crc = _BLOCK.unpack_from(frame, _HEADER.size)
+    payload = memoryview(frame)[_PAYLOAD_OFFSET:]
+    if not first or not records or first + records - 1 > MAX_SEQ:
+        raise ValueError("the sequence numbers are out of bounds")
+    if len(payload) > MAX_PAYLOAD_BYTES or checksum(first, records, payload) != crc:
+        raise ValueError("the payload is too long or the checksum is wrong")
+    if kind is Skip:
+        (reason,) = payload
+        return Skip(first, records, reason)
+    if frame[-1:] != b"\n" or frame.count(b"\n", _PAYLOAD_OFFSET) != records:
         raise ValueError("the payload does not hold so many records")
-    return Data(first, records, payload)
+    return Data(first, records, payload, crc)
 
 
 def _decode_greeting(body: bytes) -> Mapping[str, Any]:
@@ -220,11 +227,6 @@ def _decode_greeting(body: bytes) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("the greeting is no object")
     return values
-
-
-def _check_range(first: int, records: int) -> None:
-    if not first or not records or first + records - 1 > MAX_SEQ:
-        raise ValueError("the sequence numbers are out of bounds")
 
 
 def _cut(text: str) -> bytes:

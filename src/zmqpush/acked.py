@@ -1,0 +1,263 @@
+"""
+Acknowledged delivery: blocks, in a queue or a spool, to one receiver at a time.
+
+The protocol is the business of :class:`zmqpush.core.delivery.Sender`; here are its
+sockets, its timers, and the thread that syncs the spool.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+
+import zmq
+
+from zmqpush.core.delivery import Redial, Sender
+from zmqpush.core.envelope import Payload
+from zmqpush.endings import Ending
+from zmqpush.faults import fault_point
+from zmqpush.links import DealerLink
+from zmqpush.outlet import Outcome
+from zmqpush.queue import UnackedQueue
+from zmqpush.settings import PushSettings, Sync
+from zmqpush.slots import take_slot
+from zmqpush.spool import Spool, SyncJob
+from zmqpush.telemetry import Outage, Reporter
+
+# With ``--sync interval``, how often the spool is synced at most, in seconds.
+_SYNC_INTERVAL = 0.05
+# How often a full spool is tried again, in seconds.
+_FULL_INTERVAL = 1.0
+# How long the last frame may take, in seconds.
+_GOODBYE_TIMEOUT = 0.2
+
+
+class AckedOutlet:
+    """
+    An :class:`zmqpush.outlet.Outlet` with acknowledgements.
+
+    Args:
+        settings: What to do.
+        reporter: Where to say what happens.
+
+    Raises:
+        SpoolError: If the spool cannot be used.
+
+    """
+
+    def __init__(self, settings: PushSettings, reporter: Reporter) -> None:
+        self._settings = settings
+        self._reporter = reporter
+        self._spool: Spool | None = None
+        if settings.spool:
+            self._spool = Spool(
+                take_slot(settings.spool, settings.spool_slots),
+                max_bytes=settings.spool_max,
+                when_full=settings.when_full,
+                sync=settings.sync,
+                reporter=reporter,
+            )
+        self._store = self._spool or UnackedQueue(settings.queue_max, settings.when_full)
+        labels = {"type": settings.logtype[:256], "host": socket.gethostname()[:256]}
+        self._sender = Sender(self._store, secrets.token_hex(16), labels, random.random)
+        self._endpoints = list(settings.endpoints.connect)
+        if settings.spread:
+            self._endpoints = _spread(self._endpoints, self._store.stream)
+        self._context = zmq.Context()
+        self._endpoint = self._last_endpoint = self._endpoints[0]
+        self._link: DealerLink | None = None
+        self._outage, self._fullness = Outage(reporter), Outage(reporter)
+        self._name = "spool" if settings.spool else "queue"
+        self._moved = asyncio.Event()  # something was acknowledged
+        self._unsynced = asyncio.Event()
+        self._wake_at = self._dial_at = 0.0
+        self._dial()
+
+    @property
+    def progress(self) -> object:
+        """What changes as long as records are delivered."""
+        return self._store.acked
+
+    @property
+    def statistics(self) -> str:
+        """How many records were acknowledged, wait and were dropped."""
+        store = self._store
+        return f"{store.acked} acknowledged, {store.records} queued, {store.dropped} dropped"
+
+    def put(self, payload: Payload) -> None:
+        """
+        Take the next payload, and send it if it may be.
+
+        Raises:
+            SpoolError: If the spool fails.
+
+        """
+        self._store.put(payload)
+        if self._spool and self._spool.unsynced:
+            self._unsynced.set()
+        self._turn()
+
+    async def room(self) -> None:
+        """
+        Return once there is room to read on.
+
+        Raises:
+            SpoolError: If the spool fails.
+
+        """
+        while self._store.full:
+            self._fullness.begin(f"the {self._name} is full: reading waits")
+            self._moved.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), _FULL_INTERVAL)
+            self._retry()
+        self._fullness.end(f"the {self._name} has room again")
+
+    def _retry(self) -> None:
+        if self._spool:
+            self._spool.retry()
+            if self._spool.unsynced:
+                self._unsynced.set()
+
+    def _turn(self) -> None:
+        """Receive and send what can be at once."""
+        link, sender = self._link, self._sender
+        if link is None:
+            return
+        now = time.monotonic()
+        acked = self._store.acked
+        redial = None
+        for frame in link.receive():
+            redial = sender.receive(frame, now) or redial
+        if self._store.acked != acked:
+            fault_point("acked")
+            self._moved.set()
+        if redial := redial or sender.tick(now):
+            self._hang_up(redial)
+            return
+        if link.connected:
+            while sending := sender.next_frame(now):
+                if not link.send(sending):
+                    sender.disconnected(now)
+                    break
+                fault_point("sent")
+        else:
+            sender.disconnected(now)
+        self._tell()
+        if self._wake_at > sender.deadline(now):
+            link.wake()
+
+    def _tell(self) -> None:
+        if not self._sender.streaming:
+            self._outage.begin(
+                f"no receiver acknowledges at {self._settings.endpoints}: "
+                f"into the {self._name}, then --when-full {self._settings.when_full}"
+            )
+            return
+        self._outage.end(f"{self._endpoint} acknowledges")
+        if self._endpoint != self._last_endpoint:
+            self._last_endpoint = self._endpoint
+            self._reporter.notice(f"sending to {self._endpoint} now")
+
+    def _dial(self) -> None:
+        self._link = DealerLink(self._endpoint, self._context)
+        self._sender.connect(time.monotonic())
+
+    def _hang_up(self, redial: Redial) -> None:
+        assert self._link
+        if redial.delay:
+            self._reporter.warn(f"{self._endpoint}: {redial.reason}")
+        self._link.discard()
+        self._link.wake()
+        self._link = None
+        at = self._endpoints.index(self._endpoint) + 1
+        self._endpoint = self._endpoints[at % len(self._endpoints)]
+        now = time.monotonic()
+        self._dial_at = now + redial.delay / len(self._endpoints)
+        self._sender.disconnected(now)
+
+    async def run(self) -> None:
+        """
+        Deliver, for ever.
+
+        Raises:
+            SpoolError: If the spool fails.
+
+        """
+        work = [self._serve()]
+        if self._spool and self._settings.sync is not Sync.OFF:
+            work.append(self._sync(self._spool))
+        await asyncio.gather(*work)
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._turn()
+            if self._link is None:
+                await asyncio.sleep(self._dial_at - loop.time())
+                self._dial()
+                continue
+            self._wake_at = self._sender.deadline(loop.time())
+            timer = loop.call_at(self._wake_at, self._link.wake)
+            await self._link.readable()
+            timer.cancel()
+            self._wake_at = 0.0
+            await asyncio.sleep(0)
+
+    async def _sync(self, spool: Spool) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._unsynced.wait()
+            self._unsynced.clear()
+            due = loop.time() + _SYNC_INTERVAL
+            job = spool.begin_sync()
+            spool.end_sync(job, await loop.run_in_executor(None, _run, job))
+            self._turn()
+            self._moved.set()
+            if spool.unsynced:
+                self._unsynced.set()
+            if self._settings.sync is Sync.INTERVAL:
+                await asyncio.sleep(due - loop.time())
+
+    async def drain(self) -> None:
+        """Return once everything is acknowledged."""
+        while self._store.records:
+            self._moved.clear()
+            await self._moved.wait()
+            self._retry()
+
+    async def close(self, ending: Ending) -> Outcome:
+        """
+        Sync the spool and take leave of the receiver; return what became of all records.
+
+        Raises:
+            SpoolError: If the spool fails.
+
+        """
+        store = self._store
+        if self._link and not store.records and (goodbye := self._sender.goodbye()):
+            self._link.send(goodbye)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._link.close(), _GOODBYE_TIMEOUT)
+        if self._spool is None:
+            return Outcome(store.acked, store.dropped, store.records)
+        self._spool.close()
+        unsafe, damaged = self._spool.unsafe, self._spool.damaged
+        return Outcome(store.acked, store.dropped, unsafe + damaged, store.records - unsafe)
+
+
+def _run(job: SyncJob) -> OSError | None:
+    try:
+        job.run()
+    except OSError as exc:
+        return exc
+    return None
+
+
+def _spread(endpoints: Sequence[str], stream: str) -> list[str]:
+    """Order endpoints so that streams spread evenly over them, each always alike."""
+    return sorted(endpoints, key=lambda e: hashlib.sha256(f"{stream} {e}".encode()).digest())

@@ -1,0 +1,156 @@
+"""One file that records are written to, or standard output."""
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+from zmqpush.descriptors import Readiness, open_again
+from zmqpush.errors import SinkClosedError, SinkError
+from zmqpush.telemetry import Reporter
+
+# A pipe that is ready has room for so many bytes.
+_PIPE_BUF = 4096
+# How long to wait before a full disk is tried again, in seconds.
+_FULL_DELAY = 1.0
+
+
+class Output:
+    """
+    Writes bytes, in order, and waits while there is no room.
+
+    A full disk is waited for: nothing is lost, and nothing is written twice.
+
+    Args:
+        to: ``-`` for standard output, or the path of a file to append to.
+        reporter: Where to tell of a full disk.
+
+    Raises:
+        SinkError: If the file cannot be opened.
+
+    """
+
+    def __init__(self, to: str, reporter: Reporter) -> None:
+        self._to = to
+        self._name = "standard output" if to == "-" else to
+        self._reporter = reporter
+        self._fd = 1
+        self._write: Callable[[memoryview], int]
+        self._wait_first = self._watched = False
+        self._rest = memoryview(b"")
+        if to == "-":
+            self._use_standard_output()
+            self._room = Readiness(self._fd, write=True)
+        else:
+            self._open()
+
+    @property
+    def unwritten(self) -> int:
+        """How many records of the last write are not written, or not to their end."""
+        return self._rest.tobytes().count(b"\n")
+
+    def _use_standard_output(self) -> None:
+        try:
+            mode = os.fstat(1).st_mode
+        except OSError as exc:
+            raise SinkError(f"cannot write to {self._name}: {exc.strerror}") from exc
+        if stat.S_ISSOCK(mode):
+            connection = socket.socket(fileno=os.dup(1))
+            self._write = lambda data: connection.send(data, socket.MSG_DONTWAIT)
+            return
+        self._watched = stat.S_ISFIFO(mode)
+        own = open_again(1, os.O_WRONLY)
+        if own is not None:
+            self._fd = own
+            self._write = lambda data: os.write(own, data)
+        elif self._watched or os.isatty(1):
+            self._wait_first = True
+            self._write = lambda data: os.write(1, data[:_PIPE_BUF])
+        else:
+            self._write = lambda data: os.write(1, data)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that is written to."""
+        return self._fd
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether what is written can be synced and cut off."""
+        return self._to != "-" and stat.S_ISREG(os.fstat(self._fd).st_mode)
+
+    def reopen(self) -> None:
+        """
+        Open the file anew, as after its rotation; standard output and a FIFO stay.
+
+        If the file cannot be opened, the old one stays.
+        """
+        if self._to != "-" and not self._watched:
+            try:
+                self._open()
+            except SinkError as exc:
+                self._reporter.warn(f"{exc}: still writing to the old file")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(self._to, flags, 0o640)
+        except OSError as exc:
+            raise SinkError(f"cannot open {self._name}: {exc.strerror}") from exc
+        if self._fd != 1:
+            os.close(self._fd)
+        self._fd = fd
+        self._watched = stat.S_ISFIFO(os.fstat(fd).st_mode)
+        self._room = Readiness(fd, write=True)
+        self._write = lambda data: os.write(fd, data)
+
+    async def write(self, data: bytes | memoryview) -> None:
+        """
+        Write all of ``data``.
+
+        Raises:
+            SinkClosedError: If the reader of the output has gone.
+            SinkError: If the output cannot be written, for another reason than a full
+                disk.
+
+        """
+        self._rest = memoryview(data)
+        full = False
+        while self._rest:
+            try:
+                if self._wait_first:
+                    await self._room.wait()
+                self._rest = self._rest[self._write(self._rest) :]
+            except BlockingIOError:
+                await self._room.wait()
+            except OSError as exc:
+                if exc.errno in (errno.EPIPE, errno.ECONNRESET):
+                    raise SinkClosedError(f"nobody reads {self._name}") from exc
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise SinkError(f"cannot write to {self._name}: {exc.strerror}") from exc
+                if not full:
+                    full = True
+                    self._reporter.warn(f"cannot write to {self._name}: {exc.strerror}: waiting")
+                await asyncio.sleep(_FULL_DELAY)
+        if full:
+            self._reporter.notice(f"writing to {self._name} again")
+
+    async def closed(self) -> None:
+        """
+        Wait until the reader of the output goes away, which may never happen.
+
+        Raises:
+            SinkClosedError: When it does.
+
+        """
+        if not self._watched:
+            await asyncio.Event().wait()
+        # The writing end of a pipe is "readable" only when its reader has gone.
+        await Readiness(self._fd).wait()
+        raise SinkClosedError(f"nobody reads {self._name}")

@@ -1,0 +1,560 @@
+"""
+Bounded disk: every block from before it is sent until it is acknowledged.
+
+``docs/spool.md`` specifies the files. Everything is done at once but for syncing, which
+:meth:`Spool.begin_sync` prepares for another thread.
+"""
+
+import bisect
+import contextlib
+import errno
+import json
+import os
+import secrets
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from zmqpush.core.envelope import Payload
+from zmqpush.core.frames import DAMAGED, DROPPED, Data, Skip
+from zmqpush.errors import SpoolError
+from zmqpush.faults import fault_point
+from zmqpush.queue import WhenFull
+from zmqpush.segments import (
+    FORMAT,
+    HEADER,
+    MAGIC,
+    STATE_BYTES,
+    STATE_SLOTS,
+    Segment,
+    end_of,
+    find_block,
+    list_segments,
+    pack_state,
+    read_block,
+    read_state,
+    read_stream,
+    telling,
+)
+from zmqpush.settings import Sync
+from zmqpush.telemetry import Reporter
+
+_SEGMENT_BYTES = 16 << 20
+_MIN_FREE = 0.05  # of the file system
+_STATE_INTERVAL = 0.1  # seconds
+# What is written and not yet sent stays in memory, too, as far as this.
+_RECENT_BYTES = 8 << 20
+# What is not yet synced must stay in memory, so reading waits for a disk that is so far
+# behind.
+_UNSYNCED_BYTES = 64 << 20
+_DAMAGED_BYTES = 64 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _NoSpaceError(Exception):
+    """There is no room on the disk."""
+
+
+@dataclass(slots=True)
+class SyncJob:
+    """What is to be synced: descriptors, and how much of the stream that makes safe."""
+
+    end: int
+    unsynced_bytes: int
+    sealed: list[int]  # of segments that are no longer written
+    fds: list[int] = field(default_factory=list)  # of others
+    given_up: bool = False
+
+    def run(self) -> None:
+        """
+        Sync; may be called in another thread.
+
+        Raises:
+            OSError: If that fails.
+
+        """
+        for fd in self.sealed + self.fds:
+            os.fdatasync(fd)
+
+
+class Spool:
+    """
+    The spool of one process: a ``core.delivery.Store``.
+
+    Args:
+        slot: The directory, locked, as :func:`zmqpush.slots.take_slot` returns it.
+        max_bytes: Most bytes to hold.
+        when_full: What happens to records when there is no room.
+        sync: When a block may be sent.
+        reporter: Where to tell of damage.
+        segment_bytes: How long a segment grows.
+
+    Raises:
+        SpoolError: If the files cannot be read or written.
+        SpoolForeignError: If they are of a later version.
+
+    Attributes:
+        stream: The name of the stream.
+        recovered: The last sequence number of earlier runs.
+        acked: How many records were acknowledged, so far in this run.
+        dropped: How many were dropped by policy.
+        damaged: How many could not be read.
+
+    """
+
+    def __init__(
+        self,
+        slot: Path,
+        *,
+        max_bytes: int,
+        when_full: WhenFull,
+        sync: Sync,
+        reporter: Reporter,
+        segment_bytes: int = _SEGMENT_BYTES,
+    ) -> None:
+        self._slot = slot
+        self._max_bytes = max_bytes
+        self._segment_bytes = min(segment_bytes, max(1, max_bytes // 4))
+        self._when_full = when_full
+        self._sync = sync
+        self._reporter = reporter
+        self.acked = self.dropped = self.damaged = 0
+        self._holes: deque[tuple[int, int, int]] = deque()  # first, last, reason
+        self._held: deque[Payload] = deque()  # there is no room for them
+        self._recent: OrderedDict[int, Data] = OrderedDict()
+        self._recent_bytes = self._unsynced_bytes = 0
+        self._fd: int | None = None  # of the last segment, if it is of this run
+        self._sealed: list[int] = []  # descriptors of older ones that are not synced
+        self._new_names = False  # the directory is not synced
+        self._job: SyncJob | None = None
+        self._reading: tuple[Segment, int, int, int] | None = None  # fd, offset, next number
+        self._generation = 0
+        self._state_written = time.monotonic()
+        with telling(slot):
+            self._directory = os.open(slot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.stream = read_stream(slot) or self._name_stream()
+            self._state = self._open_state()
+            self._recover()
+
+    def _open_state(self) -> int:
+        fd = os.open(self._slot / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        length = os.fstat(fd).st_size
+        missing = STATE_SLOTS[-1] + STATE_BYTES - length
+        if missing > 0:
+            os.pwrite(fd, bytes(missing), length)
+        return fd
+
+    def _recover(self) -> None:
+        self._generation, floor = read_state(self._state)
+        self._segments = list_segments(self._slot)
+        self._bytes = sum(segment.size for segment in self._segments)
+        if self._segments:
+            floor = max(floor, self._segments[0].first - 1)
+        self._floor = floor
+        self._next = max(floor + 1, end_of(self._segments) + 1)
+        self.recovered = self._synced = self._next - 1
+        self._cursor = floor + 1
+        fault_point("spool-scanned")
+        self._remove_acknowledged()
+        fault_point("spool-recovered")
+
+    def _name_stream(self) -> str:
+        stream = secrets.token_hex(16)
+        meta = self._slot / "meta"
+        new = self._slot / "meta.new"
+        with telling(self._slot):
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, json.dumps({"format": FORMAT, "stream": stream}).encode() + b"\n")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            fault_point("meta-written")
+            os.rename(new, meta)
+            fault_point("meta-renamed")
+            os.fsync(self._directory)
+        return stream
+
+    def rename_stream(self) -> None:
+        """
+        Give the stream a new name; the records keep their numbers.
+
+        Raises:
+            SpoolError: If it cannot be stored.
+
+        """
+        self.stream = self._name_stream()
+
+    @property
+    def first(self) -> int:
+        """The lowest sequence number that is not acknowledged."""
+        return self._floor + 1
+
+    @property
+    def records(self) -> int:
+        """How many records are not acknowledged, those included that wait for room."""
+        return self._present(self._floor + 1, self._next - 1) + self.unsafe
+
+    def _present(self, first: int, last: int) -> int:
+        """Return how many records there are from ``first`` to ``last``, without holes."""
+        holes = sum(max(0, min(last, hole[1]) - max(first, hole[0]) + 1) for hole in self._holes)
+        return last - first + 1 - holes
+
+    @property
+    def unsafe(self) -> int:
+        """How many records would not survive the end of the process."""
+        return sum(payload.records for payload in self._held)
+
+    @property
+    def full(self) -> bool:
+        """Whether reading must wait for room."""
+        return bool(self._held) or self._unsynced_bytes >= _UNSYNCED_BYTES
+
+    def put(self, payload: Payload) -> None:
+        """
+        Append a payload as the next block, or do as the policy says.
+
+        Raises:
+            SpoolError: If the disk fails.
+
+        """
+        self._held.append(payload)
+        self.retry()
+
+    def retry(self) -> None:
+        """
+        Append what had to wait for room, if there is some now.
+
+        Raises:
+            SpoolError: If the disk fails.
+
+        """
+        while self._held:
+            try:
+                if not self._has_room(len(self._held[0].data)):
+                    raise _NoSpaceError
+                self._append(self._held[0])
+            except _NoSpaceError:
+                if self._make_room():
+                    continue
+                if self._when_full is WhenFull.BLOCK:
+                    return
+                self.dropped += self._held[0].records
+            self._held.popleft()
+
+    def _has_room(self, payload_bytes: int) -> bool:
+        if self._floor == self._next - 1:
+            return True  # one block always may
+        if self._bytes + HEADER.size + payload_bytes > self._max_bytes:
+            return False
+        if self._fd is not None and self._segments[-1].size < self._segment_bytes:
+            return True
+        disk = os.fstatvfs(self._directory)
+        return disk.f_bavail >= disk.f_blocks * _MIN_FREE
+
+    def _make_room(self) -> bool:
+        """Remove a segment, if one may be; whether there was one."""
+        if self._floor == self._next - 1 and self._segments:
+            self._seal()
+            before = len(self._segments)
+            self._remove_acknowledged(all_of_them=True)
+            return len(self._segments) < before
+        if self._when_full is not WhenFull.DROP_OLDEST:
+            return False
+        for at, segment in enumerate(self._segments[:-1]):
+            if self._cursor == self._floor + 1 or segment.first >= self._cursor:
+                first = max(segment.first, self._floor + 1)
+                last = self._segments[at + 1].first - 1
+                self.dropped += self._present(first, last)
+                self._note_hole(first, last, DROPPED)
+                self._remove(segment)
+                for number in [n for n in self._recent if first <= n <= last]:
+                    self._recent_bytes -= len(self._recent.pop(number).payload)
+                fault_point("segment-dropped")
+                return True
+        return False
+
+    def _note_hole(self, first: int, last: int, reason: int) -> None:
+        holes = [hole for hole in self._holes if not (first <= hole[0] and hole[1] <= last)]
+        self._holes = deque(sorted([*holes, (first, last, reason)]))
+
+    def _append(self, payload: Payload) -> None:
+        block = Data.of(self._next, payload.records, payload.data)
+        try:
+            self._write(block)
+        except OSError as exc:
+            self._give_up_segment(exc)
+            block = Data.of(self._next, payload.records, payload.data)
+            try:
+                self._write(block)
+            except OSError as again:
+                self._fail(again)
+        self._next += block.records
+
+    def _write(self, block: Data) -> None:
+        if self._fd is None or self._segments[-1].size >= self._segment_bytes:
+            self._seal()
+            self._begin_segment(block.first)
+        assert self._fd is not None
+        segment = self._segments[-1]
+        size = len(block.payload)
+        header = HEADER.pack(MAGIC, size, 0, block.first, block.records, block.crc)
+        fault_point("append")
+        try:
+            written = os.pwritev(self._fd, (header, block.payload), segment.size)
+        except OSError as exc:
+            if exc.errno not in _NO_SPACE:
+                raise
+            written = 0
+        if written < len(header) + size:
+            os.ftruncate(self._fd, segment.size)
+            raise _NoSpaceError
+        fault_point("appended")
+        segment.size += written
+        self._bytes += written
+        self._recent[block.first] = block
+        self._recent_bytes += size
+        if self._sync is Sync.OFF:
+            self._synced = block.end
+        else:
+            self._unsynced_bytes += written
+        while self._recent_bytes > _RECENT_BYTES:
+            oldest = next(iter(self._recent.values()))
+            if oldest.end > self._synced:
+                break
+            self._recent_bytes -= len(self._recent.pop(oldest.first).payload)
+
+    def _begin_segment(self, first: int) -> None:
+        path = self._slot / f"{first:020d}.seg"
+        if self._segments and self._segments[-1].first == first:
+            self._remove(self._segments[-1])  # it has no good entry
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags, 0o600)
+        except OSError as exc:
+            if exc.errno in _NO_SPACE:
+                raise _NoSpaceError from exc
+            raise
+        self._segments.append(Segment(first, path, 0))
+        self._new_names = True
+        fault_point("segment-created")
+
+    def _seal(self) -> None:
+        if self._fd is None:
+            return
+        if self.unsynced:
+            self._sealed.append(self._fd)
+        else:
+            os.close(self._fd)
+        self._fd = None
+
+    def _give_up_segment(self, reason: OSError) -> None:
+        # The kernel may have forgotten what was not synced, and that it failed. The
+        # segments are valid up to what was synced; the rest is written anew.
+        self._reporter.warn(f"the spool {self._slot} fails: {reason.strerror}: a new segment")
+        fds = {*self._sealed} | (set() if self._fd is None else {self._fd})
+        if self._job:  # which closes its own
+            self._job.given_up = True
+            self._job.sealed += fds & set(self._job.fds)
+            fds -= set(self._job.fds)
+        for fd in fds:
+            os.close(fd)
+        self._fd = None
+        self._sealed.clear()
+        self._unsynced_bytes = 0
+        blocks = [block for block in self._recent.values() if block.first > self._synced]
+        while self._segments and self._segments[-1].first > self._synced:
+            with contextlib.suppress(OSError):
+                self._remove(self._segments[-1])
+        self._holes = deque(hole for hole in self._holes if hole[1] <= self._synced)
+        self._next = self._synced + 1
+        for block in blocks:
+            self._recent_bytes -= len(self._recent.pop(block.first).payload)
+        for block in blocks:
+            assert isinstance(block.payload, bytes)
+            try:
+                self._write(Data.of(self._next, block.records, block.payload))
+            except (OSError, _NoSpaceError) as exc:
+                self._fail(exc if isinstance(exc, OSError) else reason)
+            self._next += block.records
+
+    def _fail(self, reason: OSError) -> NoReturn:
+        safe = max(self._synced, self._floor)
+        at_risk = self._next - 1 - safe + self.unsafe
+        raise SpoolError(
+            f"cannot write to the spool {self._slot}: {reason.strerror}: "
+            f"{at_risk} records may not be safe"
+        )
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something waits for a sync."""
+        return self._synced < self._next - 1
+
+    def begin_sync(self) -> SyncJob:
+        """Return what is to be synced now."""
+        job = SyncJob(self._next - 1, self._unsynced_bytes, self._sealed)
+        self._sealed = []
+        if self._fd is not None:
+            job.fds.append(self._fd)
+        if self._new_names:
+            self._new_names = False
+            job.fds.append(self._directory)
+        self._job = job
+        return job
+
+    def end_sync(self, job: SyncJob, failure: OSError | None = None) -> None:
+        """
+        Take note of a job that was run.
+
+        Raises:
+            SpoolError: If it failed and the records cannot be written anew.
+
+        """
+        self._job = None
+        for fd in job.sealed:
+            os.close(fd)
+        if job.given_up:
+            return
+        if failure:
+            self._give_up_segment(failure)
+            return
+        self._synced = job.end
+        self._unsynced_bytes -= job.unsynced_bytes
+        fault_point("synced")
+
+    def take(self) -> Data | Skip | None:
+        """Return the next block that may be sent, and pass over it."""
+        if self._cursor > self._synced:
+            return None
+        block: Data | Skip
+        if recent := self._recent.pop(self._cursor, None):
+            self._recent_bytes -= len(recent.payload)
+            block = recent
+        else:
+            with telling(self._slot):
+                block = self._read()
+        self._cursor = block.end + 1
+        return block
+
+    def rewind(self) -> None:
+        """Begin again at the first block that is not acknowledged."""
+        self._cursor = self._floor + 1
+
+    def _read(self) -> Data | Skip:
+        first = self._cursor
+        at = bisect.bisect_right(self._segments, first, key=lambda s: s.first) - 1
+        follows = self._segments[at + 1].first if at + 1 < len(self._segments) else self._next
+        if at < 0:
+            return self._skip(first, follows - 1)
+        fd, offset, number = self._position(self._segments[at])
+        size = os.fstat(fd).st_size
+        while number < follows and offset < size:
+            block = read_block(fd, offset, size)
+            if block is not None and block.first == number:
+                offset += HEADER.size + len(block.payload)
+                number = block.end + 1
+            else:
+                begin, missing = offset, number
+                offset, number = find_block(fd, offset, size, number, follows) or (size, follows)
+                self._keep_damaged(fd, begin, offset, missing)
+                block = None
+            self._reading = (self._segments[at], fd, offset, number)
+            if number > first:
+                return block or self._skip(first, number - 1)
+        return self._skip(first, follows - 1)
+
+    def _position(self, segment: Segment) -> tuple[int, int, int]:
+        if self._reading is not None:
+            at, fd, offset, number = self._reading
+            if at is segment and number <= self._cursor:
+                return fd, offset, number
+            os.close(fd)
+            self._reading = None
+        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._reading = (segment, fd, 0, segment.first)
+        return fd, 0, segment.first
+
+    def _skip(self, first: int, last: int) -> Skip:
+        for hole in self._holes:
+            if hole[0] <= first <= hole[1]:
+                return Skip(first, min(last, hole[1]) - first + 1, hole[2])
+        self._note_hole(first, last, DAMAGED)
+        self.damaged += last - first + 1
+        self._reporter.warn(f"{last - first + 1} records are missing in the spool {self._slot}")
+        return Skip(first, last - first + 1, DAMAGED)
+
+    def _keep_damaged(self, fd: int, begin: int, end: int, number: int) -> None:
+        place = self._slot / "damaged"
+        with contextlib.suppress(OSError):  # there may be no room for it
+            place.mkdir(mode=0o700, exist_ok=True)
+            if sum(path.stat().st_size for path in place.iterdir()) <= _DAMAGED_BYTES:
+                (place / f"{number:020d}.{begin}").write_bytes(os.pread(fd, end - begin, begin))
+
+    def acknowledge(self, acked: int) -> None:
+        """Forget every record up to sequence number ``acked``."""
+        acked = min(acked, self._next - 1)
+        if acked <= self._floor:
+            return
+        self.acked += self._present(self._floor + 1, acked)
+        self._floor = acked
+        self._cursor = max(self._cursor, acked + 1)
+        while self._holes and self._holes[0][1] <= acked:
+            self._holes.popleft()
+        while self._recent and next(iter(self._recent)) <= acked:
+            self._recent_bytes -= len(self._recent.popitem(last=False)[1].payload)
+        now = time.monotonic()
+        if now - self._state_written >= _STATE_INTERVAL:
+            self._write_state(now)
+        self._remove_acknowledged()
+
+    def _remove_acknowledged(self, *, all_of_them: bool = False) -> None:
+        done = [
+            segment
+            for segment, follows in zip(self._segments, self._segments[1:], strict=False)
+            if follows.first <= self._floor + 1
+        ]
+        if all_of_them and self._floor == self._next - 1:
+            done = [*self._segments]
+        if not done:
+            return
+        self._write_state(time.monotonic())
+        fault_point("state-written")
+        for segment in done:
+            self._remove(segment)
+            fault_point("segment-removed")
+
+    def _remove(self, segment: Segment) -> None:
+        self._segments.remove(segment)
+        self._bytes -= segment.size
+        if self._reading is not None and self._reading[0] is segment:
+            os.close(self._reading[1])
+            self._reading = None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(segment.path)
+
+    def _write_state(self, now: float) -> None:
+        self._generation += 1
+        slot = pack_state(self._generation, self._floor)
+        with contextlib.suppress(OSError):  # an old floor does no harm
+            os.pwrite(self._state, slot, STATE_SLOTS[self._generation % 2])
+        self._state_written = now
+
+    def close(self) -> None:
+        """
+        Sync and note the ack floor.
+
+        Raises:
+            SpoolError: If that fails.
+
+        """
+        job = self.begin_sync()
+        try:
+            job.run()
+        except OSError as exc:
+            self.end_sync(job, exc)
+            self._fail(exc)
+        self._synced = job.end
+        self._write_state(time.monotonic())
