@@ -30,6 +30,8 @@ from zmqpush.telemetry import Outage, Reporter
 
 # With ``--sync interval``, how often the spool is synced at most, in seconds.
 _SYNC_INTERVAL = 0.05
+# Sooner, when so many bytes wait for it.
+_SYNC_BYTES = 4 << 20
 # How often a full spool is tried again, in seconds.
 _FULL_INTERVAL = 1.0
 # How long the last frame may take, in seconds.
@@ -74,6 +76,7 @@ class AckedOutlet:
         self._name = "spool" if settings.spool else "queue"
         self._moved = asyncio.Event()  # something was acknowledged
         self._unsynced = asyncio.Event()
+        self._pressing = asyncio.Event()  # much is unsynced
         self._wake_at = self._dial_at = 0.0
         self._dial()
 
@@ -97,8 +100,10 @@ class AckedOutlet:
 
         """
         self._store.put(payload)
-        if self._spool and self._spool.unsynced:
+        if self._spool and self._spool.unsynced_bytes:
             self._unsynced.set()
+            if self._spool.unsynced_bytes >= _SYNC_BYTES:
+                self._pressing.set()
         self._turn()
 
     async def room(self) -> None:
@@ -120,7 +125,7 @@ class AckedOutlet:
     def _retry(self) -> None:
         if self._spool:
             self._spool.retry()
-            if self._spool.unsynced:
+            if self._spool.unsynced_bytes:
                 self._unsynced.set()
 
     def _turn(self) -> None:
@@ -136,6 +141,8 @@ class AckedOutlet:
         if self._store.acked != acked:
             fault_point("acked")
             self._moved.set()
+            if self._spool and self._spool.has_removable:
+                asyncio.get_running_loop().run_in_executor(None, self._spool.unlink_removable)
         if redial := redial or sender.tick(now):
             self._hang_up(redial)
             return
@@ -150,6 +157,7 @@ class AckedOutlet:
         self._tell()
         if self._wake_at > sender.deadline(now):
             link.wake()
+        link.wake_if_readable()
 
     def _tell(self) -> None:
         if not self._sender.streaming:
@@ -218,10 +226,12 @@ class AckedOutlet:
             spool.end_sync(job, await loop.run_in_executor(None, _run, job))
             self._turn()
             self._moved.set()
-            if spool.unsynced:
+            if spool.unsynced_bytes:
                 self._unsynced.set()
             if self._settings.sync is Sync.INTERVAL:
-                await asyncio.sleep(due - loop.time())
+                self._pressing.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._pressing.wait(), due - loop.time())
 
     async def drain(self) -> None:
         """Return once everything is acknowledged."""

@@ -129,6 +129,11 @@ class Link:
         """End a wait, if there is one."""
         self._signal.wake()
 
+    def wake_if_readable(self) -> None:
+        """End a wait for input that another call on the socket has taken the signal of."""
+        if self._get(zmq.EVENTS) & zmq.POLLIN:
+            self._signal.wake()
+
     @property
     def address(self) -> str:
         """The last endpoint, with the port that the system chose for ``*``."""

@@ -185,6 +185,7 @@ class Puller:
         for peer, frame in self._receiver.take_replies():
             if not self._acked.send(peer, frame):
                 self._receiver.forget(peer)
+        self._acked.wake_if_readable()
 
     # Both.
 

@@ -101,6 +101,7 @@ class Spool:
         acked: How many records were acknowledged, so far in this run.
         dropped: How many were dropped by policy.
         damaged: How many could not be read.
+        unsynced_bytes: How much waits for a sync.
 
     """
 
@@ -124,10 +125,11 @@ class Spool:
         self._holes: deque[tuple[int, int, int]] = deque()  # first, last, reason
         self._held: deque[Payload] = deque()  # there is no room for them
         self._recent: OrderedDict[int, Data] = OrderedDict()
-        self._recent_bytes = self._unsynced_bytes = 0
+        self._recent_bytes = self.unsynced_bytes = 0
         self._fd: int | None = None  # of the last segment, if it is of this run
         self._sealed: list[int] = []  # descriptors of older ones that are not synced
         self._new_names = False  # the directory is not synced
+        self._removable: deque[Path] = deque()  # files of acknowledged segments
         self._job: SyncJob | None = None
         self._reading: tuple[Segment, int, int, int] | None = None  # fd, offset, next number
         self._generation = 0
@@ -158,6 +160,7 @@ class Spool:
         self._cursor = floor + 1
         fault_point("spool-scanned")
         self._remove_acknowledged()
+        self.unlink_removable()
         fault_point("spool-recovered")
 
     def _name_stream(self) -> str:
@@ -188,6 +191,11 @@ class Spool:
         self.stream = self._name_stream()
 
     @property
+    def has_removable(self) -> bool:
+        """Whether :meth:`unlink_removable` has something to do."""
+        return bool(self._removable)
+
+    @property
     def first(self) -> int:
         """The lowest sequence number that is not acknowledged."""
         return self._floor + 1
@@ -210,7 +218,7 @@ class Spool:
     @property
     def full(self) -> bool:
         """Whether reading must wait for room."""
-        return bool(self._held) or self._unsynced_bytes >= _UNSYNCED_BYTES
+        return bool(self._held) or self.unsynced_bytes >= _UNSYNCED_BYTES
 
     def put(self, payload: Payload) -> None:
         """
@@ -260,6 +268,7 @@ class Spool:
             self._seal()
             before = len(self._segments)
             self._remove_acknowledged(all_of_them=True)
+            self.unlink_removable()
             return len(self._segments) < before
         if self._when_full is not WhenFull.DROP_OLDEST:
             return False
@@ -319,7 +328,7 @@ class Spool:
         if self._sync is Sync.OFF:
             self._synced = block.end
         else:
-            self._unsynced_bytes += written
+            self.unsynced_bytes += written
         while self._recent_bytes > _RECENT_BYTES:
             oldest = next(iter(self._recent.values()))
             if oldest.end > self._synced:
@@ -344,7 +353,7 @@ class Spool:
     def _seal(self) -> None:
         if self._fd is None:
             return
-        if self.unsynced:
+        if self.unsynced_bytes:
             self._sealed.append(self._fd)
         else:
             os.close(self._fd)
@@ -363,7 +372,7 @@ class Spool:
             os.close(fd)
         self._fd = None
         self._sealed.clear()
-        self._unsynced_bytes = 0
+        self.unsynced_bytes = 0
         blocks = [block for block in self._recent.values() if block.first > self._synced]
         while self._segments and self._segments[-1].first > self._synced:
             with contextlib.suppress(OSError):
@@ -388,14 +397,9 @@ class Spool:
             f"{at_risk} records may not be safe"
         )
 
-    @property
-    def unsynced(self) -> bool:
-        """Whether something waits for a sync."""
-        return self._synced < self._next - 1
-
     def begin_sync(self) -> SyncJob:
         """Return what is to be synced now."""
-        job = SyncJob(self._next - 1, self._unsynced_bytes, self._sealed)
+        job = SyncJob(self._next - 1, self.unsynced_bytes, self._sealed)
         self._sealed = []
         if self._fd is not None:
             job.fds.append(self._fd)
@@ -422,7 +426,7 @@ class Spool:
             self._give_up_segment(failure)
             return
         self._synced = job.end
-        self._unsynced_bytes -= job.unsynced_bytes
+        self.unsynced_bytes -= job.unsynced_bytes
         fault_point("synced")
 
     def take(self) -> Data | Skip | None:
@@ -523,15 +527,26 @@ class Spool:
         self._write_state(time.monotonic())
         fault_point("state-written")
         for segment in done:
-            self._remove(segment)
-            fault_point("segment-removed")
+            self._forget(segment)
+            self._removable.append(segment.path)
 
-    def _remove(self, segment: Segment) -> None:
+    def unlink_removable(self) -> None:
+        """Remove files that are needed no more: slow, and safe in another thread."""
+        with contextlib.suppress(IndexError):
+            while path := self._removable.popleft():
+                with contextlib.suppress(OSError):  # the next start removes it
+                    os.unlink(path)
+                fault_point("segment-removed")
+
+    def _forget(self, segment: Segment) -> None:
         self._segments.remove(segment)
         self._bytes -= segment.size
         if self._reading is not None and self._reading[0] is segment:
             os.close(self._reading[1])
             self._reading = None
+
+    def _remove(self, segment: Segment) -> None:
+        self._forget(segment)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(segment.path)
 
@@ -558,3 +573,4 @@ class Spool:
             self._fail(exc)
         self._synced = job.end
         self._write_state(time.monotonic())
+        self.unlink_removable()
