@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -name '*.py')
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test chaos soak lint format bench clean
 
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,12 @@ demo: $(VENV)/.installed  ## Ship a log through a real pipeline and show what ar
 test: $(VENV)/.installed  ## Run all tests, against the built and installed package.
 	$(BIN)/pytest
 
+chaos: $(VENV)/.installed  ## Run the fault matrix in its long form: some 40 minutes.
+	ZMQPUSH_CHAOS=long $(BIN)/pytest -o timeout=3600 tests/test_faults.py tests/test_faults_link.py $(ARGS)
+
+soak: $(VENV)/.installed  ## Kill both ends for ten minutes and count what arrived.
+	$(BIN)/python bench/soak.py --seconds 600 $(ARGS)
+
 lint: $(VENV)/.installed  ## Check style, format and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,6 +41,8 @@ format: $(VENV)/.tools  ## Mend style and format.
 
 bench: $(VENV)/.installed  ## Measure, next to the C yardstick and the peers. ARGS=--smoke is quick.
 	$(BIN)/python bench/run.py $(ARGS)
+	$(BIN)/python bench/backlog.py $(if $(findstring --smoke,$(ARGS)),--smoke)
+	$(BIN)/python bench/senders.py $(if $(findstring --smoke,$(ARGS)),--smoke)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

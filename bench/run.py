@@ -9,6 +9,7 @@ out. Everything stays on loopback. Prints the tables of docs/performance.md.
 
 import argparse
 import os
+import re
 import shutil
 import socket
 import statistics
@@ -27,6 +28,7 @@ import zmq
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 ZMQPUSH = str(Path(sysconfig.get_path("scripts")) / "zmqpush")
+ZMQPULL = str(Path(sysconfig.get_path("scripts")) / "zmqpull")
 TIMEOUT = 300.0
 RSYSLOG = """\
 global(workDirectory="{dir}")
@@ -88,10 +90,10 @@ def received(bench: Bench, ship: Callable[[str], int], mark: str | None = None) 
         return Run(float(seconds), memory)
 
 
-def through_pipe(bench: Bench, *command: str) -> int:
+def through_pipe(bench: Bench, *command: str, stdout: object = subprocess.DEVNULL) -> int:
     """Run ``cat input | command``; return the peak memory of the command."""
     with subprocess.Popen(["cat", bench.input], stdout=subprocess.PIPE) as cat:
-        child = subprocess.Popen(command, stdin=cat.stdout, stdout=subprocess.DEVNULL)
+        child = subprocess.Popen(command, stdin=cat.stdout, stdout=stdout)
         cat.stdout.close()
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -107,6 +109,44 @@ def zmqpush(framing: str, mark: str | None = None) -> Callable[[Bench], Run]:
     def run(bench: Bench) -> Run:
         command = [ZMQPUSH, "-q", "--framing", framing, "-c"]
         return received(bench, lambda to: through_pipe(bench, *command, to), mark)
+
+    return run
+
+
+def acked(*options: str) -> Callable[[Bench], Run]:
+    """Into zmqpull's file sink, synced and remembered; timed until the last ack."""
+
+    def run(bench: Bench) -> Run:
+        port = free_port()
+        endpoint = f"tcp://127.0.0.1:{port}"
+        with tempfile.TemporaryDirectory(dir=bench.dir) as name:
+            at = Path(name)
+            receiver = [
+                ZMQPULL,
+                "-q",
+                "-a",
+                endpoint,
+                "--state",
+                f"{at}/state",
+                "--to",
+                f"{at}/out",
+            ]
+            spool = ["--spool", f"{at}/spool"] if "spool" in options else []
+            with running(*receiver) as child:
+                wait_for_port(port)
+                with (at / "summary").open("wb") as summary:
+                    command = [ZMQPUSH, "--ack", *spool, "-c", endpoint]
+                    memory = through_pipe(bench, *command, stdout=summary)
+                child.terminate()
+                child.wait(TIMEOUT)
+            match = re.match(
+                r"Processed (\d+) messages in ([\d.]+)ms", (at / "summary").read_text()
+            )
+            written = subprocess.run(
+                ["wc", "-l", at / "out"], capture_output=True, check=True
+            ).stdout
+            assert int(match[1]) == int(written.split()[0]) == bench.lines
+            return Run(float(match[2]) / 1000, memory)
 
     return run
 
@@ -174,6 +214,8 @@ CONTESTANTS: tuple[tuple[str, str, Callable[[Bench], Run]], ...] = (
     ("frames", ZMQPUSH, zmqpush("frames")),
     ("array", ZMQPUSH, zmqpush("array", '{"message"')),
     ("lines", ZMQPUSH, zmqpush("lines", "\n")),
+    ("--ack", ZMQPUSH, acked()),
+    ("--ack --spool", ZMQPUSH, acked("spool")),
     ("omczmq", "/usr/lib/x86_64-linux-gnu/rsyslog/omczmq.so", omczmq),
     ("mosquitto_pub", "mosquitto_pub", mosquitto),
     ("kcat", "kcat", kcat),

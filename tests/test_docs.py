@@ -41,7 +41,8 @@ def local(tmp_path, pull):
     def translate(text):
         text = re.sub(r"tcp://logs\.example\.com:\d+", f"tcp://127.0.0.1:{port}", text)
         text = text.replace("tcp://*:5014", f"ipc://{tmp_path}/socket")
-        return text.replace("/var/log", str(tmp_path)).replace("/usr/local/bin", str(BIN))
+        text = re.sub(r"/var/(log|lib|spool)", str(tmp_path), text)
+        return text.replace("/usr/local/bin", str(BIN))
 
     return translate
 
@@ -73,7 +74,11 @@ def shell(tmp_path):
         child.wait(PATIENCE)
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if re.search(r"\bzmqpush --", c)])
+SHIPS = [c for c in commands() if re.search(r"\bzmqpush --", c) and "--spool-status" not in c]
+ACKED = re.compile(r"--(ack|spool|ack-bind)\b")
+
+
+@pytest.mark.parametrize("command", [c for c in SHIPS if not ACKED.search(c)])
 def test_a_command_that_ships_delivers(command, local, shell, pull):
     assert "zmqpull" not in command
     shell(local(command))
@@ -82,7 +87,33 @@ def test_a_command_that_ships_delivers(command, local, shell, pull):
         pass
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("zmqpull")])
+@pytest.mark.parametrize("command", [c for c in SHIPS if ACKED.search(c)])
+def test_a_command_that_ships_is_acknowledged_by_the_command_that_receives(
+    command, local, shell, tmp_path
+):
+    (receive,) = [c for c in commands() if c.startswith("zmqpull") and ACKED.search(c)]
+    endpoint = f"ipc://{tmp_path}/acked"
+    shell(local(receive.replace("tcp://*:5015", endpoint)))
+    command = re.sub(r"tcp://logs2?\.example\.com:5015", endpoint, command)
+    assert shell(local(command)).wait(PATIENCE) == 0
+
+    (file,) = (tmp_path / "all").iterdir()
+    assert file.read_bytes().startswith(b'{"message":"from app","type":"app","@pid":')
+
+
+def test_the_command_that_looks_into_the_spool_does(local, shell, tmp_path):
+    (status,) = [c for c in commands() if "--spool-status" in c]
+    fill = f"echo x | zmqpush --timeout 0 --spool {tmp_path}/zmqpush -c ipc://{tmp_path}/nobody"
+    shell(fill).wait(PATIENCE)
+
+    assert shell(local(status)).wait(PATIENCE) == 0
+    assert b"1 records to be acknowledged" in (tmp_path / "out").read_bytes()
+
+
+RECEIVES = [c for c in commands() if c.startswith("zmqpull") and not ACKED.search(c)]
+
+
+@pytest.mark.parametrize("command", RECEIVES)
 def test_a_command_that_receives_writes(command, local, shell, tmp_path):
     if "jq" in command and not shutil.which("jq"):
         pytest.skip("jq is not installed")
