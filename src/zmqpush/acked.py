@@ -32,6 +32,9 @@ from zmqpush.telemetry import Outage, Reporter
 _SYNC_INTERVAL = 0.05
 # Sooner, when so many bytes wait for it.
 _SYNC_BYTES = 4 << 20
+# So long reading waits for a receiver that may keep up, in seconds: what is read further
+# ahead leaves the cache, or must be read again from the spool.
+_KEEP_UP_TIMEOUT = 0.005
 # How often a full spool is tried again, in seconds.
 _FULL_INTERVAL = 1.0
 # How long the last frame may take, in seconds.
@@ -114,13 +117,19 @@ class AckedOutlet:
             SpoolError: If the spool fails.
 
         """
+        if self._sender.out_of_credit:
+            await self._wait_for_ack(_KEEP_UP_TIMEOUT)
         while self._store.full:
             self._fullness.begin(f"the {self._name} is full: reading waits")
-            self._moved.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._moved.wait(), _FULL_INTERVAL)
+            await self._wait_for_ack(_FULL_INTERVAL)
             self._retry()
         self._fullness.end(f"the {self._name} has room again")
+
+    async def _wait_for_ack(self, timeout: float) -> None:  # noqa: ASYNC109 - the common case
+        self._moved.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._moved.wait()
 
     def _retry(self) -> None:
         if self._spool:

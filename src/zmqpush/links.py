@@ -123,7 +123,8 @@ class Link:
     async def _wait_for(self, event: int) -> None:
         if not self._get(zmq.EVENTS) & event:
             await self._signal.wait()
-            self._get(zmq.EVENTS)
+            if not self._socket.closed:
+                self._get(zmq.EVENTS)
 
     def wake(self) -> None:
         """End a wait, if there is one."""

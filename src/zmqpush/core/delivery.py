@@ -133,6 +133,13 @@ class Sender:
         """Whether there is a session."""
         return self._state is State.STREAMING
 
+    @property
+    def out_of_credit(self) -> bool:
+        """Whether only an ack can make room for the next block."""
+        blocks, size = self._credit
+        too_much = len(self._in_flight) >= blocks or self._in_flight_bytes >= size
+        return self.streaming and too_much
+
     def connect(self, now: float) -> None:
         """Begin on a new socket."""
         self._greet(now)
@@ -190,10 +197,7 @@ class Sender:
         if now >= self._ping_at():
             self._pinged = now
             return encode(Ping(), self._session)
-        blocks, size = self._credit
-        if len(self._in_flight) >= blocks or self._in_flight_bytes >= size:
-            return None
-        if (entry := self._store.take()) is None:
+        if self.out_of_credit or (entry := self._store.take()) is None:
             return None
         if not self._in_flight:
             self._pinged = now  # from now on silence is suspicious
