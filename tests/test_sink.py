@@ -75,7 +75,8 @@ def test_plain_records_name_their_files_themselves_and_cannot_leave_the_director
 @given(st.text(), st.text())
 def test_no_label_leads_out_of_its_directory(tmp_path_factory, kind, host):
     directory = tmp_path_factory.mktemp("to")
-    Sink(f"{directory}/{{host}}/{{type}}", Reporter("test")).open([{"type": kind, "host": host}])
+    sink = Sink(f"{directory}/{{host}}/{{type}}", Reporter("test"), safe=True)
+    sink.open([sink.path({"type": kind, "host": host})])
     ((name, content),) = files(directory).items()
 
     assert (name.count("/"), content) == (1, b"")
@@ -123,15 +124,12 @@ def send_two_blocks(peer, names):
     peer.send(b"\n".join(record(type=name) for name in names * 2))
 
 
-OPEN_FILES = pytest.mark.xfail(strict=True, reason="plain records never close files: EMFILE")
-
-
 @pytest.mark.parametrize(
     ("kind", "bind", "send"),
     [
         (zmq.DEALER, "-a", send_acknowledged),
-        pytest.param(zmq.PUSH, "-b", send_plain, marks=OPEN_FILES),
-        pytest.param(zmq.PUSH, "-b", send_two_blocks, marks=OPEN_FILES),
+        (zmq.PUSH, "-b", send_plain),
+        (zmq.PUSH, "-b", send_two_blocks),
     ],
 )
 def test_files_beyond_256_are_closed_and_opened_again(start, endpoint, tmp_path, kind, bind, send):
@@ -147,18 +145,19 @@ def test_files_beyond_256_are_closed_and_opened_again(start, endpoint, tmp_path,
 
 def test_a_file_that_is_idle_is_closed_when_it_is_safe_and_opened_again(tmp_path, monkeypatch):
     monkeypatch.setattr("zmqpush.sink._IDLE_INTERVAL", 0.0)
-    sink = Sink(f"{tmp_path}/{{type}}", Reporter("test"))
-    path = str(tmp_path / "a")
+    sink = Sink(f"{tmp_path}/{{type}}", Reporter("test"), safe=True)
+    path = sink.path({"type": "a"})
 
     async def write_and_close():
-        await sink.write(b"1\n", {"type": "a"})
-        unsafe = sink.close_idle()
-        (written,) = sink.take_dirty()
+        sink.open([path])
+        await sink.write(path, b"1\n")
+        unsafe = sink.take_closed()
+        (written,), _ = sink.take_dirty()
         written.sync()
-        return unsafe, written.path, written.length, sink.close_idle(), sink.close_idle()
+        return unsafe, written.length[::2], sink.take_closed(), sink.take_closed()
 
-    assert asyncio.run(write_and_close()) == ([], path, 2, [path], [])
-    assert asyncio.run(write_and_close()) == ([], path, 4, [path], [])
+    assert asyncio.run(write_and_close()) == (set(), (path, 2), {path}, set())
+    assert asyncio.run(write_and_close()) == (set(), (path, 4), {path}, set())
 
 
 @pytest.mark.parametrize("state", [False, True])
@@ -184,7 +183,6 @@ def test_a_rotation_loses_nothing(start, endpoint, tmp_path, name, state):
     assert (old.read_bytes(), path.read_bytes()) == (b"1\n2\n", b"3\n")
 
 
-@pytest.mark.xfail(strict=True, reason="it ends with the next record: the directory is not synced")
 def test_a_rotation_that_fails_goes_on_with_the_old_file(start, endpoint, tmp_path):
     path = tmp_path / "logs" / "all"
     path.parent.mkdir()
@@ -227,7 +225,6 @@ def test_a_directory_that_cannot_be_made_is_told_in_one_line(start, endpoint, tm
     assert (code, err.decode().partition("\n")[0] + "\n") == (74, line)
 
 
-@pytest.mark.xfail(strict=True, reason="what could not be opened counts as written")
 def test_records_whose_file_cannot_be_opened_count_as_lost(start, endpoint, sender, tmp_path):
     (tmp_path / "file").touch()
     child = start(ZMQPULL, "-b", endpoint, "--to", tmp_path / "file/{type}")
@@ -239,7 +236,6 @@ def test_records_whose_file_cannot_be_opened_count_as_lost(start, endpoint, send
     assert b"3 lost" in err
 
 
-@pytest.mark.xfail(strict=True, reason="`lost`, though the sender has them and sends them again")
 def test_unacknowledged_records_that_were_not_written_are_not_lost(start, endpoint):
     child = start(ZMQPULL, "-a", endpoint, "--to", "/dev/full", "--grace", "0.2")
     with bare(zmq.DEALER, endpoint) as peer:
@@ -275,7 +271,6 @@ HOSTILE = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="one such record ends zmqpull")
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=list(HOSTILE))
 def test_no_record_of_a_sender_ends_the_receiver(start, endpoint, sender, tmp_path, hostile):
     child = start(ZMQPULL, "-qb", endpoint, "-n", "2", "--to", tmp_path / "to/{host}-{type}")

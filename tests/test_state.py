@@ -264,7 +264,6 @@ def test_a_state_in_use_is_told_in_one_line(receiver, start, endpoint, tmp_path)
     assert finish(second) == (75, b"", line.encode())
 
 
-@pytest.mark.xfail(strict=True, reason="what others append after the end is cut off, too")
 def test_what_is_appended_while_no_receiver_runs_stays_after_an_end_in_order(
     receiver, endpoint, path
 ):
@@ -278,7 +277,6 @@ def test_what_is_appended_while_no_receiver_runs_stays_after_an_end_in_order(
     assert path.read_bytes() == b"1\nby hand\n"
 
 
-@pytest.mark.xfail(strict=True, reason="a file is opened while the state is written: it ends")
 def test_new_files_for_plain_records_while_others_are_committed(start, endpoint, tmp_path):
     options = ("--state", tmp_path / "state", "--to", tmp_path / "to/{type}")
     child = start(ZMQPULL, "-b", endpoint, "-n", 1000, *options)

@@ -75,6 +75,7 @@ class AckedOutlet:
         self._context = zmq.Context()
         self._endpoint = self._last_endpoint = self._endpoints[0]
         self._link: DealerLink | None = None
+        self._not_before: dict[str, float] = {}  # endpoints that have refused us
         self._outage, self._fullness = Outage(reporter), Outage(reporter)
         self._name = "spool" if settings.spool else "queue"
         self._moved = asyncio.Event()  # something was acknowledged
@@ -145,6 +146,8 @@ class AckedOutlet:
         now = time.monotonic()
         acked = self._store.acked
         redial = None
+        # Looked at before what has come, so that a broken connection's last words count.
+        was_connected = link.connected
         for frame in link.receive():
             redial = sender.receive(frame, now) or redial
         if self._store.acked != acked:
@@ -152,17 +155,19 @@ class AckedOutlet:
             self._moved.set()
             if self._spool and self._spool.has_removable:
                 asyncio.get_running_loop().run_in_executor(None, self._spool.unlink_removable)
+        if not was_connected:
+            sender.disconnected(now)
         if redial := redial or sender.tick(now):
             self._hang_up(redial)
             return
         if link.connected:
             while sending := sender.next_frame(now):
                 if not link.send(sending):
-                    sender.disconnected(now)
+                    link.wake()
                     break
                 fault_point("sent")
-        else:
-            sender.disconnected(now)
+        elif was_connected:
+            link.wake()
         self._tell()
         if self._wake_at > sender.deadline(now):
             link.wake()
@@ -191,10 +196,13 @@ class AckedOutlet:
         self._link.discard()
         self._link.wake()
         self._link = None
-        at = self._endpoints.index(self._endpoint) + 1
-        self._endpoint = self._endpoints[at % len(self._endpoints)]
         now = time.monotonic()
-        self._dial_at = now + redial.delay / len(self._endpoints)
+        self._not_before[self._endpoint] = now + redial.delay
+        at = self._endpoints.index(self._endpoint) + 1
+        # The next one that may be tried now, or else first.
+        following = self._endpoints[at:] + self._endpoints[:at]
+        self._endpoint = min(following, key=lambda e: max(now, self._not_before.get(e, 0)))
+        self._dial_at = max(now, self._not_before.get(self._endpoint, 0))
         self._sender.disconnected(now)
 
     async def run(self) -> None:

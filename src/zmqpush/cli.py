@@ -403,7 +403,12 @@ configuration.""",
     show_default=True,
     help="How much all senders together may have on the way that is not yet acknowledged.",
 )
-@click.option("-n", "--count", type=click.IntRange(min=1), help="Stop after so many records.")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(min=1),
+    help="Stop after so many records, at the end of a block if it is acknowledged.",
+)
 @_common
 def pull(
     bind: Sequence[str], connect: Sequence[str], ack_bind: Sequence[str], **options: Any

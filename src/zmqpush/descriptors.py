@@ -8,10 +8,19 @@ file of our own.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
+import resource
 import stat
 import struct
+
+
+def allow_many_descriptors() -> None:
+    """Raise the limit on open descriptors as far as the system lets us: each peer takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def open_again(fd: int, flags: int) -> int | None:
@@ -68,9 +77,13 @@ class Readiness:
         self._fd = fd
         self._write = write
         self._waiter: asyncio.Future[None] | None = None
+        self._woken = False
 
     async def wait(self) -> None:
-        """Return once the descriptor is ready or :meth:`wake` is called."""
+        """Return once the descriptor is ready or :meth:`wake` is called, or was since the last."""
+        if self._woken:
+            self._woken = False
+            return
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
         if self._write:
@@ -87,6 +100,8 @@ class Readiness:
                 loop.remove_reader(self._fd)
 
     def wake(self) -> None:
-        """End a wait, if there is one."""
-        if self._waiter and not self._waiter.done():
+        """End the wait; if there is none, the next one."""
+        if self._waiter is None:
+            self._woken = True
+        elif not self._waiter.done():
             self._waiter.set_result(None)

@@ -150,10 +150,13 @@ class Ending:
         if not working.done() and not failed:
             await asyncio.wait({working}, timeout=_LAST_CHANCE)
         giving_up.cancel()
-        working.cancel()
+        done = working.done()
+        if not done:
+            working.cancel()
+            await asyncio.wait({working}, timeout=_LAST_CHANCE)
         if failed:
             failed.result()
-        if not working.done():
+        if not done:
             return False
         working.result()
         return True

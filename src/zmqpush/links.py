@@ -127,7 +127,7 @@ class Link:
                 self._get(zmq.EVENTS)
 
     def wake(self) -> None:
-        """End a wait, if there is one."""
+        """End the wait; if there is none, the next one."""
         self._signal.wake()
 
     def wake_if_readable(self) -> None:

@@ -81,17 +81,20 @@ class Output:
         """Whether what is written can be synced and cut off."""
         return self._to != "-" and stat.S_ISREG(os.fstat(self._fd).st_mode)
 
-    def reopen(self) -> None:
+    def reopen(self) -> bool:
         """
-        Open the file anew, as after its rotation; standard output and a FIFO stay.
+        Open a regular file anew, as after its rotation; whether that was done.
 
-        If the file cannot be opened, the old one stays.
+        If it cannot be opened, the old one stays.
         """
-        if self._to != "-" and not self._watched:
-            try:
-                self._open()
-            except SinkError as exc:
-                self._reporter.warn(f"{exc}: still writing to the old file")
+        if not self.is_regular:
+            return False
+        try:
+            self._open()
+        except SinkError as exc:
+            self._reporter.warn(f"{exc}: still writing to the old file")
+            return False
+        return True
 
     def close(self) -> None:
         """Close the file."""

@@ -14,26 +14,42 @@ remembered as one.
 """
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
-from zmqpush.core.delivery import Arrival, Progress, Receiver
+from zmqpush.core.delivery import Arrival, Receiver
 from zmqpush.core.envelope import Payload
 from zmqpush.core.records import RecordDecoder
+from zmqpush.descriptors import allow_many_descriptors
 from zmqpush.endings import Ending
 from zmqpush.errors import EXIT_IO, EXIT_LOSS, SinkClosedError, SinkError, StateError
 from zmqpush.faults import fault_point
 from zmqpush.links import PullLink, RouterLink
 from zmqpush.settings import PullSettings
-from zmqpush.sink import Sink, Written
+from zmqpush.sink import MAX_OPEN, Sink
 from zmqpush.state import State
 from zmqpush.telemetry import Reporter
 
 # How often silent sessions are looked for, in seconds.
 _EXPIRY_INTERVAL = 5.0
+# How long the last acknowledgements may take, in seconds: a sender that is stopped gets
+# them when it comes back.
+_GOODBYE_TIMEOUT = 1.0
 _NO_LABELS: Mapping[str, str] = {}
+
+
+class _Part(NamedTuple):
+    """Records for one file."""
+
+    data: bytes | memoryview
+    records: int
+    labels: Mapping[str, str]
 
 
 class Puller:
@@ -52,13 +68,15 @@ class Puller:
     """
 
     def __init__(self, settings: PullSettings, reporter: Reporter) -> None:
+        allow_many_descriptors()
         self._settings = settings
         self._reporter = reporter
         self._state: State | None = None
         if settings.state:
             self._state = State(settings.state, reporter)
             self._state.cut_back()
-        self._sink = Sink(settings.to, reporter)
+        safe = bool(self._state or settings.ack_endpoints)
+        self._sink = Sink(settings.to, reporter, safe=safe)
         self._plain = PullLink(settings.endpoints) if settings.endpoints else None
         self._acked = RouterLink(settings.ack_endpoints) if settings.ack_endpoints else None
         self._decoder = RecordDecoder()
@@ -72,8 +90,10 @@ class Puller:
         self._work = asyncio.Event()  # there is something to write, sync or reopen
         self._writing = asyncio.Lock()
         self._committing = asyncio.Lock()
+        self._background = ThreadPoolExecutor(1)  # syncs files, then the state, in order
         self._reopen_due = False
         self._written = 0
+        self._plain_unwritten = 0
         self._until: float | None = None
         self._ending = Ending(settings.grace, self._stop)
 
@@ -100,11 +120,10 @@ class Puller:
             self._reporter.warn(str(exc))
         finally:
             beside.cancel()
-            self._written -= self._sink.unwritten
             self._tell_statistics()
         lost = 0
         if self._until is not None or not done:
-            lost = self._sink.unwritten + self._count_the_rest()
+            lost = self._plain_unwritten + self._count_the_rest()
         if lost:
             self._reporter.warn(f"{lost} lost: they could not be written")
         if not done:
@@ -114,10 +133,17 @@ class Puller:
     async def _receive_all(self) -> None:
         await asyncio.gather(self._receive_plain(), self._receive_acked())
         await self._commit()
+        if self._state:
+            await self._in_background(self._state.close)
         if self._acked:
             for peer, frame in self._receiver.goodbyes():
                 self._acked.send(peer, frame)
-            await self._acked.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE_TIMEOUT):
+                    await self._acked.close()
+
+    async def _in_background(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._background, work)
 
     @property
     def _enough(self) -> bool:
@@ -141,14 +167,17 @@ class Puller:
         self._wake()
 
     async def _write_plain(self, payload: Payload) -> None:
+        self._plain_unwritten = payload.records
+        parts = [_Part(payload.data, payload.records, _NO_LABELS)]
+        if self._sink.labelled:
+            parts = _by_labels(payload)
         async with self._writing:
-            self._written += payload.records
-            for part, labels in (
-                _by_labels(payload) if self._sink.labelled else [(payload.data, _NO_LABELS)]
-            ):
-                self._open([labels])
-                await self._sink.write(part, labels)
-        if self._state:
+            before = self._written
+            try:
+                await self._write(parts)
+            finally:
+                self._plain_unwritten -= self._written - before
+        if self._state or self._sink.varies:
             self._work.set()
         await asyncio.sleep(0)  # signals get a turn, however fast the senders are
 
@@ -189,6 +218,20 @@ class Puller:
 
     # Both.
 
+    async def _write(self, parts: Sequence[_Part]) -> None:
+        for at in range(0, len(parts), MAX_OPEN):
+            some = parts[at : at + MAX_OPEN]
+            paths = [self._sink.path(part.labels) for part in some]
+            opened = self._sink.open(paths)
+            if opened and self._state:
+                # Before anything is written to it, so that it can be cut off again.
+                await self._in_background(partial(self._state.commit, lengths=opened))
+            for path, part in zip(paths, some, strict=True):
+                try:
+                    await self._sink.write(path, part.data)
+                finally:
+                    self._written += part.records - self._sink.unwritten
+
     async def _commit_all(self) -> None:
         while True:
             await self._work.wait()
@@ -203,42 +246,37 @@ class Puller:
             async with self._writing:
                 arrivals, self._arrivals = self._arrivals, []
                 moved = self._receiver.take_accepted()
-                self._open([arrival.labels for arrival in arrivals])
-                for arrival in arrivals:
-                    self._written += arrival.block.records
-                    await self._sink.write(arrival.block.payload, arrival.labels)
-                fault_point("written")
-                dirty = self._sink.take_dirty() if self._acked or self._state else []
-            if dirty or (moved and self._state):
-                await asyncio.get_running_loop().run_in_executor(
-                    None, self._make_safe, moved, dirty
+                await self._write(
+                    [_Part(a.block.payload, a.block.records, a.labels) for a in arrivals]
                 )
+                fault_point("written")
+                dirty, synced = self._sink.take_dirty()
+
+            def make_safe() -> None:
+                for file in dirty:
+                    file.sync()
+                fault_point("files-synced")
+                if self._state:
+                    lengths = [file.length for file in dirty] + synced
+                    self._state.commit(moved=moved, lengths=lengths)
+
+            if dirty or synced or (moved and self._state):
+                await self._in_background(make_safe)
             self._receiver.committed(moved)
             if self._acked:
                 self._reply()
                 fault_point("acknowledged")
-            self._tidy()
+            await self._tidy()
 
-    def _make_safe(self, moved: list[Progress], dirty: list[Written]) -> None:
-        for file in dirty:
-            file.sync()
-        fault_point("files-synced")
-        if self._state:
-            self._state.commit(moved, dirty)
-
-    def _open(self, labels: list[Mapping[str, str]]) -> None:
-        opened = self._sink.open(labels)
-        if opened and self._state:
-            # Before anything is written to it, so that it can be cut off again.
-            self._state.commit((), opened)
-
-    def _tidy(self) -> None:
-        closed = self._sink.close_idle()
-        if self._reopen_due and not self._writing.locked():
+    async def _tidy(self) -> None:
+        if self._writing.locked():
+            return  # the next time
+        if self._reopen_due:
             self._reopen_due = False
-            closed += self._sink.reopen()
+            self._sink.reopen()
+        closed = self._sink.take_closed()
         if closed and self._state:
-            self._state.commit((), (), closed)
+            await self._in_background(partial(self._state.commit, closed=closed))
 
     def _wake(self) -> None:
         for link in (self._plain, self._acked):
@@ -256,26 +294,29 @@ class Puller:
 
     def _tell_statistics(self) -> None:
         counters = self._receiver.counters
+        refused = counters.malformed + counters.resets
         numbers = {
             "of them were no JSON object": self._decoder.foreign,
             "came twice": counters.duplicates,
             "were skipped by their senders": counters.skipped,
             "were acknowledged by another receiver or an older state": counters.missing,
-            "frames were refused": counters.malformed + counters.resets,
+            "frames were refused": refused + (self._acked.malformed if self._acked else 0),
         }
         told = [f", {number} {what}" for what, number in numbers.items() if number]
         self._reporter.notice(f"{self._written} records written" + "".join(told))
 
 
-def _by_labels(payload: Payload) -> Iterator[tuple[bytes, Mapping[str, str]]]:
+def _by_labels(payload: Payload) -> list[_Part]:
     """Cut a payload into parts of the same type and host."""
-    parts: dict[tuple[str, str], list[bytes]] = {}
-    for record in payload.data.splitlines(keepends=True):
+    by_labels: dict[tuple[str, str], list[bytes]] = {}
+    for record in payload.data.split(b"\n")[:-1]:
         values = json.loads(record)
         key = (_label(values, "type"), _label(values, "host"))
-        parts.setdefault(key, []).append(record)
-    for (kind, host), records in parts.items():
-        yield b"".join(records), {"type": kind, "host": host}
+        by_labels.setdefault(key, []).append(record)
+    return [
+        _Part(b"\n".join([*records, b""]), len(records), {"type": kind, "host": host})
+        for (kind, host), records in by_labels.items()
+    ]
 
 
 def _label(values: Mapping[str, object], key: str) -> str:

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from zmqpush.errors import SinkError
 from zmqpush.faults import fault_point
@@ -21,19 +22,26 @@ from zmqpush.telemetry import Reporter
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f/\ud800-\udfff]|^\.")
 _MAX_FIELD_BYTES = 200
+_MAX_NAME_BYTES = 255
 # Files that are not written to are closed: after so many seconds, and beyond so many.
 _IDLE_INTERVAL = 60.0
-_MAX_OPEN = 256
+MAX_OPEN = 256
+
+
+class Length(NamedTuple):
+    """How long a file is, in bytes."""
+
+    path: str
+    inode: int
+    length: int
 
 
 @dataclass(slots=True)
 class Written:
-    """A file that was written to, and how long it is now, in bytes."""
+    """A file that was written to: its length, and a descriptor, which is closed when synced."""
 
-    path: str
+    length: Length
     fd: int
-    inode: int
-    length: int
     is_new: bool
 
     def sync(self) -> None:
@@ -44,16 +52,19 @@ class Written:
             SinkError: If that fails.
 
         """
+        path = self.length.path
         try:
             os.fdatasync(self.fd)
             if self.is_new:
-                directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_CLOEXEC)
+                directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     os.fsync(directory)
                 finally:
                     os.close(directory)
         except OSError as exc:
-            raise SinkError(f"cannot write to {self.path}: {exc.strerror}") from exc
+            raise SinkError(f"cannot write to {path}: {exc.strerror}") from exc
+        finally:
+            os.close(self.fd)
 
 
 @dataclass(slots=True)
@@ -61,7 +72,7 @@ class _File:
     output: Output
     is_new: bool = True
     is_dirty: bool = False
-    written_at: float = 0.0
+    used_at: float = 0.0
 
 
 class Sink:
@@ -71,20 +82,26 @@ class Sink:
     Args:
         to: ``-`` for standard output, or a template for file names.
         reporter: Where to tell of a full disk.
+        safe: Whether what is written is to be synced.
 
     Raises:
         SinkError: If a file whose name is known cannot be opened.
 
     """
 
-    def __init__(self, to: str, reporter: Reporter) -> None:
-        self._to = to
+    def __init__(self, to: str, reporter: Reporter, *, safe: bool) -> None:
+        # The state may be read from another working directory.
+        self._to = to if to == "-" else os.path.abspath(to)
         self._reporter = reporter
-        self._files: OrderedDict[str, _File] = OrderedDict()  # by path; written last, last
+        self._safe = safe
+        self._files: OrderedDict[str, _File] = OrderedDict()  # by path; used last, last
+        self._opened: list[Length] = []
+        self._evicted: dict[str, Length] = {}  # closed, and written to since take_dirty()
+        self._closed: set[str] = set()
         self._output: Output | None = None  # that is being written
-        self._varies = bool(TEMPLATE_FIELD.search(to)) or "%" in to
-        if not self._varies:
-            self._open(to)
+        self.varies = bool(TEMPLATE_FIELD.search(to)) or "%" in to
+        if not self.varies:
+            self._open(self._to)
 
     @property
     def labelled(self) -> bool:
@@ -96,38 +113,57 @@ class Sink:
         """How many records of the last write are not written, or not to their end."""
         return self._output.unwritten if self._output else 0
 
-    def _path(self, labels: Mapping[str, str]) -> str:
-        if not self._varies:
+    def path(self, labels: Mapping[str, str]) -> str:
+        """Return which file it is now for records with these labels."""
+        if not self.varies:
             return self._to
         template = time.strftime(self._to)
-        return TEMPLATE_FIELD.sub(lambda match: _file_name(labels.get(match[1], "")), template)
+        path = TEMPLATE_FIELD.sub(lambda match: _file_name(labels.get(match[1], "")), template)
+        return "/".join(_cut(name, _MAX_NAME_BYTES) for name in path.split("/"))
 
-    def _open(self, path: str) -> _File:
-        if self._varies:
+    def _open(self, path: str) -> None:
+        while len(self._files) >= MAX_OPEN:
+            self._evict()
+        if self.varies:
             try:
                 os.makedirs(os.path.dirname(path) or ".", mode=0o750, exist_ok=True)
             except OSError as exc:
                 raise SinkError(f"cannot make the directory of {path}: {exc.strerror}") from exc
         file = self._files[path] = _File(Output(path, self._reporter))
+        self._closed.discard(path)
+        if self._evicted.pop(path, None):
+            file.is_new, file.is_dirty = False, True
+        elif file.output.is_regular:
+            self._opened.append(_length(path, file))
         fault_point("file-opened")
-        return file
 
-    def open(self, labels: Iterable[Mapping[str, str]]) -> list[Written]:
+    def _evict(self) -> None:
+        path, file = self._files.popitem(last=False)
+        if file.is_dirty:
+            written = _written(path, file)
+            written.sync()
+            self._evicted[path] = written.length
+        else:
+            self._closed.add(path)
+        file.output.close()
+
+    def open(self, paths: Iterable[str]) -> list[Length]:
         """
-        Open the files that are needed; return those that were not open, as they are.
+        Open the files of at most ``MAX_OPEN`` paths; return those that were not open, as they are.
 
         Raises:
             SinkError: If one cannot be opened.
 
         """
-        opened = []
-        for path in {self._path(each) for each in labels}:
-            file = self._files.get(path) or self._open(path)
-            if file.is_new and file.output.is_regular:
-                opened.append(self._written(path, file))
+        for path in paths:
+            if path not in self._files:
+                self._open(path)
+            self._files.move_to_end(path)
+            self._files[path].used_at = time.monotonic()
+        opened, self._opened = self._opened, []
         return opened
 
-    async def write(self, data: bytes | memoryview, labels: Mapping[str, str]) -> None:
+    async def write(self, path: str, data: bytes | memoryview) -> None:
         """
         Write records; the file must be open.
 
@@ -137,54 +173,52 @@ class Sink:
                 disk.
 
         """
-        path = self._path(labels)
-        file = self._files.get(path) or self._open(path)
-        self._files.move_to_end(path)
+        file = self._files[path]
         self._output = file.output
-        file.is_dirty = True
-        file.written_at = time.monotonic()
+        file.is_dirty = self._safe and file.output.is_regular
         await file.output.write(data)
 
-    def take_dirty(self) -> list[Written]:
-        """Return the files that were written to since the last call."""
+    def take_dirty(self) -> tuple[list[Written], list[Length]]:
+        """
+        Return the files that were written to since the last call.
+
+        Returns:
+            Those that must be synced, and the lengths of those that are closed and synced.
+
+        """
         dirty = []
         for path, file in self._files.items():
-            if file.is_dirty and file.output.is_regular:
-                dirty.append(self._written(path, file))
-                file.is_new = False
-            file.is_dirty = False
-        return dirty
+            if file.is_dirty:
+                dirty.append(_written(path, file))
+                file.is_new = file.is_dirty = False
+        synced = [*self._evicted.values()]
+        self._closed.update(self._evicted)
+        self._evicted.clear()
+        return dirty, synced
 
-    def _written(self, path: str, file: _File) -> Written:
-        status = os.fstat(file.output.fd)
-        return Written(path, file.output.fd, status.st_ino, status.st_size, file.is_new)
-
-    def close_idle(self) -> list[str]:
-        """Close files that are not written to any more, if all is safe; return their paths."""
-        if not self._varies:
-            return []
+    def take_closed(self) -> set[str]:
+        """Close files that are idle and safe; return the paths of all that were closed."""
         too_old = time.monotonic() - _IDLE_INTERVAL
-        closed = []
-        for path, file in list(self._files.items()):
-            if len(self._files) <= _MAX_OPEN and file.written_at > too_old:
+        for path, file in [*self._files.items()] if self.varies else ():
+            if file.used_at > too_old:
                 break
             if not file.is_dirty:
-                file.output.close()
-                del self._files[path]
-                closed.append(path)
+                self._close(path)
+        closed, self._closed = self._closed, set()
         return closed
 
-    def reopen(self) -> list[str]:
-        """Open files anew, as after their rotation, when all is safe; return their paths."""
-        paths = list(self._files)
-        for path, file in list(self._files.items()):
-            file.is_new = True
-            if self._varies:
-                file.output.close()
-                del self._files[path]
-            else:
-                file.output.reopen()
-        return paths
+    def _close(self, path: str) -> None:
+        self._files.pop(path).output.close()
+        self._closed.add(path)
+
+    def reopen(self) -> None:
+        """Open files anew, as after their rotation, when all is safe."""
+        for path, file in [*self._files.items()]:
+            if self.varies:
+                self._close(path)
+            elif file.output.reopen():
+                file.is_new = True
+                self._opened.append(_length(path, file))
 
     async def closed(self) -> None:
         """
@@ -194,11 +228,24 @@ class Sink:
             SinkClosedError: When it does.
 
         """
-        if self._varies:
+        if self.varies:
             await asyncio.Event().wait()
         await self._files[self._to].output.closed()
 
 
+def _length(path: str, file: _File) -> Length:
+    status = os.fstat(file.output.fd)
+    return Length(path, status.st_ino, status.st_size)
+
+
+def _written(path: str, file: _File) -> Written:
+    return Written(_length(path, file), os.dup(file.output.fd), file.is_new)
+
+
 def _file_name(label: str) -> str:
-    name = _UNSAFE.sub("_", label) or "unknown"
-    return name.encode()[:_MAX_FIELD_BYTES].decode("utf-8", "ignore")
+    return _cut(_UNSAFE.sub("_", label) or "unknown", _MAX_FIELD_BYTES)
+
+
+def _cut(name: str, max_bytes: int) -> str:
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= max_bytes else encoded[:max_bytes].decode("utf-8", "ignore")

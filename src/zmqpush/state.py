@@ -17,7 +17,7 @@ from pathlib import Path
 from zmqpush.core.delivery import Floor, Key, Progress
 from zmqpush.errors import StateBusyError, StateError, StateForeignError
 from zmqpush.faults import fault_point
-from zmqpush.sink import Written
+from zmqpush.sink import Length
 from zmqpush.telemetry import Reporter
 
 _VERSION = 1
@@ -130,12 +130,21 @@ class State:
             os.close(fd)
 
     def commit(
-        self, moved: Iterable[Progress], files: Iterable[Written], closed: Iterable[str] = ()
+        self,
+        *,
+        moved: Iterable[Progress] = (),
+        lengths: Iterable[Length] = (),
+        closed: Iterable[str] = (),
+        forgotten: Iterable[Key] = (),
     ) -> None:
         """
-        Remember how far streams have moved, how long files are, and which are closed.
+        Remember what has changed, all of it or nothing. A full disk is waited for.
 
-        A full disk is waited for.
+        Args:
+            moved: How far streams have moved.
+            lengths: How long open files are.
+            closed: Paths of files that are closed, and hold only what was committed.
+            forgotten: Streams that have ended.
 
         Raises:
             StateError: If it cannot be written for another reason.
@@ -143,7 +152,6 @@ class State:
         """
         now = int(time.time())
         streams = [(*progress.key, *progress.floor, now) for progress in moved]
-        lengths = [(file.path, file.inode, file.length) for file in files]
         told = False
         while True:
             try:
@@ -151,6 +159,9 @@ class State:
                     self._db.executemany("DELETE FROM files WHERE path = ?", [(p,) for p in closed])
                     self._db.executemany("REPLACE INTO files VALUES (?, ?, ?)", lengths)
                     self._db.executemany("REPLACE INTO streams VALUES (?, ?, ?, ?, ?)", streams)
+                    self._db.executemany(
+                        "DELETE FROM streams WHERE principal = ? AND stream = ?", forgotten
+                    )
                 break
             except sqlite3.Error as exc:
                 if getattr(exc, "sqlite_errorcode", 0) != sqlite3.SQLITE_FULL:
@@ -160,6 +171,18 @@ class State:
                     self._reporter.warn(f"cannot write the state {self._directory}: {exc}: waiting")
                 time.sleep(_FULL_INTERVAL)
         fault_point("state-committed")
+
+    def close(self) -> None:
+        """
+        Note that all files hold only what was committed, so that none is cut back.
+
+        Raises:
+            StateError: If that fails.
+
+        """
+        with self._telling():
+            self._db.execute("DELETE FROM files")
+            self._db.close()
 
 
 def _find(path: str, inode: int) -> str | None:

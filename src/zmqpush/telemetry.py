@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import re
 import select
 import sys
 import time
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # An outage is told of when it has lasted so long, in seconds, and not sooner than so
 # long after the last line about one.
 _OUTAGE_DELAY = 1.0
@@ -22,7 +24,9 @@ def write_line(fd: int, text: str, timeout: float = 0.0) -> bool:
 
     Never raises, and never waits longer than ``timeout``: a pipe that is ready takes a
     line of up to ``PIPE_BUF`` bytes at once, and one that is full must not stop us.
+    What a peer or a file name brings along cannot end the line or steer a terminal.
     """
+    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
     line = text.encode("utf-8", "backslashreplace")[: select.PIPE_BUF - 1] + b"\n"
     try:
         room = select.poll()
