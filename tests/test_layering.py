@@ -20,7 +20,7 @@ PURE = {
 VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors", "faults"}
 ALLOWED = {
     "__main__": {"cli"},
-    "cli": {"config", "push", "pull", "slots"},
+    "cli": {"config", "values", "push", "pull", "slots"},
     "push": {"source", "outlet", "plain", "acked", "endings"},
     "outlet": {"endings"},
     "plain": {"outlet", "links", "endings"},

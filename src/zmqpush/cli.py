@@ -7,7 +7,6 @@ Every option is named once, here. Its flag, its environment variable
 
 import asyncio
 import os
-import re
 from collections.abc import Callable, Coroutine, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from zmqpush import __version__, config
+from zmqpush import __version__, config, values
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
 from zmqpush.errors import EXIT_INTERNAL, EXIT_USAGE, ZmqpushError
@@ -23,7 +22,6 @@ from zmqpush.queue import WhenFull
 from zmqpush.settings import (
     DEFAULT_ACK_ENDPOINT,
     DEFAULT_ENDPOINT,
-    MAX_LINE_BYTES,
     Endpoints,
     PullSettings,
     PushSettings,
@@ -32,8 +30,6 @@ from zmqpush.settings import (
     check_template,
 )
 from zmqpush.telemetry import Reporter
-
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 class _Failure(click.ClickException):
@@ -64,57 +60,10 @@ class _Checked(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no t
             self.fail(str(exc), param, ctx)
 
 
-def _read_size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,18}) ?([kmg]?)(i?b)?", text.strip().lower())
-    if not match or not int(match[1]):
-        raise ValueError(f"{text!r} is not a size; a good one is 64MiB")
-    return int(match[1]) * _UNITS[match[2]]
-
-
-def _read_spool_size(text: str) -> int:
-    if (size := _read_size(text)) < 1 << 20:
-        raise ValueError(f"{text!r} is too small for a spool; it needs 1MiB")
-    return size
-
-
-def _read_seconds(text: str) -> float:
-    try:
-        if (seconds := float(text)) >= 0:
-            return seconds
-    except ValueError:
-        pass
-    raise ValueError(f"{text!r} is not a time in seconds; a good one is 2.5")
-
-
-def _read_max_line(text: str) -> int:
-    size = _read_size(text)
-    if not 4 <= size <= MAX_LINE_BYTES:
-        raise ValueError(f"{text!r} is out of bounds: from 4 bytes to {MAX_LINE_BYTES >> 20}MiB")
-    return size
-
-
-def _read_delimiter(text: str) -> bytes:
-    try:
-        escaped = text.encode("utf-8", "surrogateescape").decode("unicode_escape")
-        delimiter = escaped.encode("latin-1")
-    except UnicodeError:
-        delimiter = b""
-    if not delimiter:
-        raise ValueError(rf"{text!r} is not a delimiter; a good one is ';' or '\r\n' or '\x1e'")
-    return delimiter
-
-
-def _read_field(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise ValueError(f"{text!r} is not a field; a good one is environment=production")
-    return key, value
-
-
-_SIZE = _Checked("size", _read_size)
+_SIZE = _Checked("size", values.read_size)
 _BIND = _Checked("endpoint", lambda text: check_endpoint(text, bind=True))
 _CONNECT = _Checked("endpoint", check_endpoint)
-_SECONDS = _Checked("seconds", _read_seconds)
+_SECONDS = _Checked("seconds", values.read_seconds)
 
 
 def _choice(options: type[StrEnum]) -> click.Choice[str]:
@@ -128,10 +77,9 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: Path | None)
         return
     params = {str(p.name): p for p in ctx.command.params if p.expose_value}
     try:
-        values = config.load(path, {name: p.multiple for name, p in params.items()})
+        ctx.default_map = config.load(path, {name: p.multiple for name, p in params.items()})
     except ZmqpushError as exc:
         raise _Failure(exc, program) from exc
-    ctx.default_map = values
 
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
@@ -206,7 +154,7 @@ a failing spool, 75 the rest is in the spool, or others use it, 78 bad configura
 @click.option(
     "--field",
     multiple=True,
-    type=_Checked("field", _read_field),
+    type=_Checked("field", values.read_field),
     metavar="KEY=VALUE",
     help="Add a field to every record; may be repeated.",
 )
@@ -221,12 +169,12 @@ a failing spool, 75 the rest is in the spool, or others use it, 78 bad configura
 @click.option("-0", "--null", is_flag=True, help=r"Lines end with NUL: --delimiter '\0'.")
 @click.option(
     "--delimiter",
-    type=_Checked("text", _read_delimiter),
+    type=_Checked("text", values.read_delimiter),
     help=r"What ends a line; escapes such as \t and \x1e are understood.  [default: \n]",
 )
 @click.option(
     "--max-line",
-    type=_Checked("size", _read_max_line),
+    type=_Checked("size", values.read_max_line),
     default="1MiB",
     show_default=True,
     help="Longest line; a longer one is split, and in JSON all pieces but the last are marked "
@@ -266,7 +214,7 @@ a failing spool, 75 the rest is in the spool, or others use it, 78 bad configura
 )
 @click.option(
     "--spool-max",
-    type=_Checked("size", _read_spool_size),
+    type=_Checked("size", values.read_spool_size),
     default="1GiB",
     show_default=True,
     help="How much the spool holds before --when-full.",
