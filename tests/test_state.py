@@ -285,3 +285,12 @@ def test_new_files_for_plain_records_while_others_are_committed(start, endpoint,
             push.send(b'{"type":"t%d"}' % (number % 250))
             time.sleep(0.001)
         assert finish(child) == (0, b"", b"zmqpull: 1000 records written\n")
+
+
+def test_only_its_owner_can_read_what_is_remembered(receiver, endpoint, tmp_path):
+    receiver(umask=0)
+    with bare(zmq.DEALER, endpoint) as peer:
+        deliver(peer, greet(peer)[1], 1, b"1")
+    state = tmp_path / "state"
+
+    assert {path.stat().st_mode & 0o077 for path in (state, *state.iterdir())} == {0}

@@ -59,10 +59,10 @@ class State:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
                 raise StateBusyError(f"another process uses the state {directory}") from exc
+            database = directory / "state.db"
+            os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             # A connection of one process: no shared memory, and no other writer.
-            self._db = sqlite3.connect(
-                directory / "state.db", isolation_level=None, check_same_thread=False
-            )
+            self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
                 self._db.execute(f"PRAGMA {pragma}")
             self._prepare()
