@@ -86,6 +86,7 @@ class UnackedQueue:
     Attributes:
         stream: The name of the stream, random.
         recovered: 0, since there are no earlier runs.
+        spooled: False: the stream ends with the process.
         acked: How many records were acknowledged, so far.
         records: How many records wait or are in flight.
         dropped: How many were dropped, so far.
@@ -99,6 +100,7 @@ class UnackedQueue:
         self._taken = 0  # so many of them are in flight
         self._next = 1
         self._bytes = 0
+        self.spooled = False
         self.stream = secrets.token_hex(16)
         self.recovered = self.acked = self.records = self.dropped = 0
 
@@ -131,20 +133,20 @@ class UnackedQueue:
         return self._bytes + len(payload.data) + _PAYLOAD_BYTES <= self._max_bytes
 
     def _drop_oldest(self) -> bool:
-        # Behind what is in flight there may be a skip, and then there are only blocks.
+        # Skips may be anywhere behind what is in flight: those that were in flight in a
+        # session that has ended, too. One takes the place of all before the next block.
         at = self._taken
-        first = self._next
-        if at < len(self._blocks) and isinstance(self._blocks[at], Skip):
-            first = self._blocks[at].first
-            del self._blocks[at]
         if at == len(self._blocks):
-            if first < self._next:
-                self._blocks.append(Skip(first, self._next - first, DROPPED))
             return False
-        block = self._blocks[at]
-        assert isinstance(block, Data)
-        first = min(first, block.first)
-        self._blocks[at] = Skip(first, block.end - first + 1, DROPPED)
+        first = last = self._blocks[at].first
+        block: Data | Skip | None = None
+        while at < len(self._blocks) and not isinstance(block, Data):
+            block = self._blocks[at]
+            last = block.end
+            del self._blocks[at]
+        self._blocks.insert(at, Skip(first, last - first + 1, DROPPED))
+        if not isinstance(block, Data):
+            return False
         self._remove(block)
         self.dropped += block.records
         return True

@@ -124,6 +124,7 @@ class Spool:
         self.acked = self.dropped = self.damaged = 0
         self._holes: deque[tuple[int, int, int]] = deque()  # first, last, reason
         self._held: deque[Payload] = deque()  # there is no room for them
+        self.spooled = True  # the stream goes on after this process
         self._recent: OrderedDict[int, Data] = OrderedDict()
         self._recent_bytes = self.unsynced_bytes = 0
         self._fd: int | None = None  # of the last segment, if it is of this run

@@ -6,6 +6,7 @@ arguments; frames and requests come out. :class:`Sender` reads its blocks from a
 :class:`Store`, which a queue in memory and the spool both are.
 """
 
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -41,6 +42,7 @@ _IN_FLIGHT_PING_INTERVAL = 1.0
 _HELLO_INTERVAL = 2.0
 _RESET_INTERVAL = 1.0
 _REFUSED_DELAY = 30.0
+_MAX_PING_INTERVAL = 3600.0
 # How long a socket may go without an answer before there is a new one.
 _MIN_PATIENCE = 2.0
 _MAX_PATIENCE = 10.0
@@ -48,6 +50,8 @@ _MAX_PATIENCE = 10.0
 # a disk that syncs within some milliseconds needs to be busy.
 MAX_CREDIT_BLOCKS = 256
 _MAX_CREDIT_BYTES = 8 << 20
+# A stream that has been quiet for so long is forgotten, in seconds.
+_QUIET_TIMEOUT = 30 * 86400.0
 _MAX_LABEL = 256
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 _HEX_SESSION = re.compile(r"[0-9a-f]{16}")
@@ -67,6 +71,10 @@ class Store(Protocol):
     @property
     def recovered(self) -> int:
         """The last sequence number of earlier runs."""
+
+    @property
+    def spooled(self) -> bool:
+        """Whether the stream goes on after this process."""
 
     def take(self) -> Data | Skip | None:
         """Return the next block that may be sent, and pass over it; None if there is none."""
@@ -122,11 +130,12 @@ class Sender:
         self._session = 0
         self._in_flight: deque[tuple[int, int]] = deque()  # last number, bytes
         self._in_flight_bytes = 0
+        self._sent = 0  # the last number that this run has ever sent
         self._credit = (0, 0)
         self._ping_interval = _PING_INTERVAL
         self._patience = _MIN_PATIENCE
         self._heard = self._pinged = self._hello_at = self._give_up_at = 0.0
-        self._last_reset = -_RESET_INTERVAL
+        self._last_reset = -math.inf
 
     @property
     def streaming(self) -> bool:
@@ -143,17 +152,21 @@ class Sender:
     def connect(self, now: float) -> None:
         """Begin on a new socket."""
         self._greet(now)
-        self._give_up_at = now + self._patience * (0.5 + self._random())
+        self._wait_from(now)
         self._patience = min(2 * self._patience, _MAX_PATIENCE)
 
     def disconnected(self, now: float) -> None:
         """Note that the socket has no connection now; it will make one by itself."""
         if self._state is State.STREAMING:
             self._greet(now)
-            self._give_up_at = now + self._patience * (0.5 + self._random())
         self._hello_at = min(self._hello_at, now)
 
+    def _wait_from(self, now: float) -> None:
+        self._give_up_at = now + self._patience * (0.5 + self._random())
+
     def _greet(self, hello_at: float) -> None:
+        if self._state is State.STREAMING:
+            self._wait_from(hello_at)
         self._state = State.GREETING
         self._session = 0
         self._hello_at = hello_at
@@ -164,7 +177,8 @@ class Sender:
     def deadline(self, now: float) -> float:
         """Return when to call :meth:`tick` and :meth:`next_frame` at the latest."""
         if self._state is State.GREETING:
-            return self._hello_at if self._hello_at > now else self._give_up_at
+            hello_at = self._hello_at if self._hello_at > now else math.inf
+            return min(hello_at, self._give_up_at)
         return min(self._ping_at(), self._heard + _DEAD_PINGS * self._ping_interval)
 
     def _ping_at(self) -> float:
@@ -192,11 +206,13 @@ class Sender:
                 "stream": self._store.stream,
                 "run": self._run,
                 "first": self._store.first,
+                "spooled": self._store.spooled,
             }
             return encode(Hello({**values, **self._labels}), 0)
         if now >= self._ping_at():
             self._pinged = now
-            return encode(Ping(), self._session)
+            last, _ = self._in_flight[-1] if self._in_flight else (0, 0)
+            return encode(Ping(last), self._session)
         if self.out_of_credit or (entry := self._store.take()) is None:
             return None
         if not self._in_flight:
@@ -204,6 +220,7 @@ class Sender:
         entry_bytes = len(entry.payload) if isinstance(entry, Data) else 0
         self._in_flight.append((entry.end, entry_bytes))
         self._in_flight_bytes += entry_bytes
+        self._sent = max(self._sent, entry.end)
         return encode(entry, self._session)
 
     def goodbye(self) -> bytes | None:
@@ -228,13 +245,16 @@ class Sender:
         assert isinstance(message, Welcome)
         if (welcome := _read_welcome(message.values)) is None:
             return
-        if welcome.run != self._run and welcome.acked > self._store.recovered:
+        if welcome.stream != self._store.stream:
+            return  # that answers a HELLO from before the stream got a new name
+        ours = max(self._store.recovered, self._sent if welcome.run == self._run else 0)
+        if welcome.acked > ours:
             # Somebody else gave these numbers to other records.
             self._store.rename_stream()
-            self._greet(now)
+            self._start_over(now)
             return
         self._session = welcome.session
-        self._credit = welcome.credit
+        self._take_credit(*welcome.credit)
         self._ping_interval = welcome.ping
         self._state = State.STREAMING
         self._patience = _MIN_PATIENCE
@@ -246,7 +266,7 @@ class Sender:
 
     def _on_ack(self, message: Message, now: float) -> None:
         assert isinstance(message, Ack)
-        self._credit = (message.credit_blocks, message.credit_bytes)
+        self._take_credit(message.credit_blocks, message.credit_bytes)
         acked = 0
         while self._in_flight and self._in_flight[0][0] <= message.acked:
             acked, size = self._in_flight.popleft()
@@ -254,11 +274,16 @@ class Sender:
         if acked:
             self._store.acknowledge(acked)
 
+    def _take_credit(self, blocks: int, size: int) -> None:
+        # No more than the link has room for, whatever the receiver says.
+        self._credit = (min(blocks, MAX_CREDIT_BLOCKS), min(size, _MAX_CREDIT_BYTES))
+
     def _on_reset(self, message: Message, now: float) -> None:
+        self._start_over(now)
+
+    def _start_over(self, now: float) -> None:
         soon = now - self._last_reset < _RESET_INTERVAL
         self._last_reset = now
-        if self._state is State.STREAMING:
-            self._give_up_at = now + self._patience
         self._greet(now + _RESET_INTERVAL if soon else now)
 
     def _on_goodbye(self, message: Message, now: float) -> Redial:
@@ -281,6 +306,7 @@ class Sender:
 
 
 class _WelcomeValues(NamedTuple):
+    stream: str
     session: int
     acked: int
     run: str
@@ -291,12 +317,15 @@ class _WelcomeValues(NamedTuple):
 def _read_welcome(values: Mapping[str, Any]) -> _WelcomeValues | None:
     try:
         session = int(values["session"], 16) if _HEX_SESSION.fullmatch(values["session"]) else 0
+        stream, run = (values[key] for key in ("stream", "run"))
         acked, blocks, size = (values[key] for key in ("acked", "blocks", "bytes"))
-        numbers = all(type(n) is int and 0 <= n <= MAX_SEQ for n in (acked, blocks, size))
-        ping = float(values["ping"])
-        if session and numbers and values["version"] == VERSION and 1 <= ping <= 3600:
-            return _WelcomeValues(session, acked, str(values["run"]), (blocks, size), ping)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        ping = values["ping"]
+        named = all(isinstance(name, str) for name in (stream, run))
+        counted = all(type(n) is int and 0 <= n <= MAX_SEQ for n in (acked, blocks, size))
+        timed = type(ping) in (int, float) and 1 <= ping <= _MAX_PING_INTERVAL
+        if session and named and counted and timed and values["version"] == VERSION:
+            return _WelcomeValues(stream, session, acked, run, (blocks, size), float(ping))
+    except (KeyError, TypeError):
         pass
     return None
 
@@ -337,6 +366,10 @@ class _Stream:
     # How much was ever accepted and not yet committed.
     blocks: int = 0
     size: int = 0  # in bytes
+    held: bool = False  # the sink got something of it, now or before
+    over: bool = False  # its sender has ended it
+    # Since when it has had no session and has not moved; None: look at the next tick.
+    quiet_since: float | None = None
     session: "_Session | None" = None
     # A sender that waits until all that was accepted is committed.
     waiting: "tuple[bytes, _HelloValues] | None" = None
@@ -346,6 +379,7 @@ class _HelloValues(NamedTuple):
     stream: str
     run: str
     first: int
+    spooled: bool
     labels: Mapping[str, str]
 
 
@@ -355,6 +389,7 @@ class _Session:
     peer: bytes
     stream: _Stream
     run: str
+    spooled: bool
     labels: Mapping[str, str]
     heard: float
     granted: int = 0  # bytes, now
@@ -394,14 +429,17 @@ class Receiver:
         tokens: Callable[[], int],
     ) -> None:
         self._streams = {
-            key: _Stream(key, floor.acked, floor.run, floor.acked) for key, floor in floors.items()
+            key: _Stream(key, floor.acked, floor.run, floor.acked, held=True)
+            for key, floor in floors.items()
         }
         self._memory = memory
         self._durability = durability
         self._tokens = tokens
         self._sessions: dict[int, _Session] = {}
+        self._peers: dict[bytes, _Session] = {}
         self._granted = 0
         self._accepted: dict[Key, _Stream] = {}  # since take_accepted()
+        self._forgotten: list[Key] = []
         self._ack_due: list[_Session] = []
         self._replies: list[tuple[bytes, bytes]] = []
         self._now = 0.0
@@ -450,8 +488,9 @@ class Receiver:
             return None
         session = self._session_of(peer, token)
         if session is None:
-            self.counters.resets += 1
-            self._reply(peer, Reset(404, "this session has ended"), token)
+            if not isinstance(message, Goodbye):
+                self.counters.resets += 1
+                self._reply(peer, Reset(404, "this session has ended"), token)
             return None
         session.heard = now
         return handle(self, session, message)
@@ -468,9 +507,11 @@ class Receiver:
             self.counters.malformed += 1
         else:
             key = (principal, hello.stream)
+            self.forget(peer)
+            if (older := self._streams.get(key)) and older.session:
+                self._end(older.session)
             stream = self._streams.setdefault(key, _Stream(key))
-            if stream.session:
-                self._end(stream.session)
+            stream.over = False
             if stream.floor < stream.end:
                 stream.waiting = (peer, hello)
             else:
@@ -481,10 +522,14 @@ class Receiver:
             self.counters.missing += hello.first - 1 - stream.floor if stream.floor else 0
             stream.floor = stream.end = hello.first - 1
             stream.run = hello.run
-        session = _Session(self._tokens(), peer, stream, hello.run, hello.labels, self._now)
-        self._sessions[session.token] = stream.session = session
+        session = _Session(
+            self._tokens(), peer, stream, hello.run, hello.spooled, hello.labels, self._now
+        )
+        self.forget(peer)
+        self._sessions[session.token] = self._peers[peer] = stream.session = session
         values = {
             "version": VERSION,
+            "stream": hello.stream,
             "session": f"{session.token:016x}",
             "acked": stream.floor,
             "run": stream.run,
@@ -521,27 +566,33 @@ class Receiver:
 
     def _on_skip(self, session: _Session, skip: Skip) -> None:
         stream = session.stream
-        if skip.first > stream.end + 1:
+        if skip.end <= stream.end:
+            self._acknowledge(session)
+        elif skip.first > stream.end + 1:
             self._reset(session, 412, f"{skip.first} comes after {stream.end}")
         elif stream.blocks >= MAX_CREDIT_BLOCKS:
             self._reset(session, 429, "beyond the credit")
         else:
-            end = max(stream.end, skip.end)
-            self.counters.skipped += end - stream.end
-            self._accept(session, end, 0)
+            self.counters.skipped += skip.end - stream.end
+            self._accept(session, skip.end, 0)
 
     def _accept(self, session: _Session, end: int, size: int) -> None:
         stream = session.stream
         stream.end = end
         stream.run = session.run
+        stream.held = True
         stream.blocks += 1
         stream.size += size
         self._accepted[stream.key] = stream
 
     def _on_ping(self, session: _Session, ping: Ping) -> None:
-        self._acknowledge(session)
+        if ping.last > session.stream.end:
+            self._reset(session, 412, f"{ping.last} was lost on the way")
+        else:
+            self._acknowledge(session)
 
     def _on_goodbye(self, session: _Session, goodbye: Goodbye) -> None:
+        session.stream.over = not session.spooled
         self._end(session)
 
     _HANDLERS: Mapping[type, Callable[["Receiver", _Session, Any], Arrival | None]] = {
@@ -560,9 +611,23 @@ class Receiver:
         self._reply(session.peer, Reset(code, text), session.token)
 
     def _end(self, session: _Session) -> None:
-        if self._sessions.pop(session.token, None):
-            self._granted -= session.granted
-            session.stream.session = None
+        stream = session.stream
+        del self._sessions[session.token], self._peers[session.peer]
+        self._granted -= session.granted
+        stream.session = None
+        stream.quiet_since = self._now
+        self._drop_if_done(stream)
+
+    def _drop_if_done(self, stream: _Stream) -> None:
+        if stream.over or not stream.held:
+            self._drop_if_quiet(stream)
+
+    def _drop_if_quiet(self, stream: _Stream) -> None:
+        if stream.session or stream.waiting or stream.floor < stream.end:
+            return
+        del self._streams[stream.key]
+        if stream.held:
+            self._forgotten.append(stream.key)
 
     def _acknowledge(self, session: _Session) -> None:
         if not session.ack_due:
@@ -579,7 +644,7 @@ class Receiver:
         return moved
 
     def committed(self, moved: Iterable[Progress]) -> None:
-        """Note that the sink holds, and the receiver remembers, what was accepted."""
+        """Note that the sink holds, and the receiver remembers, what was accepted last."""
         for progress in moved:
             stream = self._streams[progress.key]
             stream.floor = progress.floor.acked
@@ -591,6 +656,17 @@ class Receiver:
                 peer, hello = stream.waiting
                 stream.waiting = None
                 self._welcome(stream, peer, hello)
+            stream.quiet_since = self._now
+            self._drop_if_done(stream)
+
+    def take_forgotten(self) -> list[Key]:
+        """
+        Return the streams to forget durably, of those that were forgotten since the last call.
+
+        To be deleted before what :meth:`take_accepted` returns after this is stored.
+        """
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
 
     def take_replies(self) -> list[tuple[bytes, bytes]]:
         """Return what to send: each peer and its frame."""
@@ -604,14 +680,20 @@ class Receiver:
         return replies
 
     def tick(self, now: float) -> None:
-        """Forget the sessions that have been silent for long."""
+        """Forget the sessions that have been silent, and the streams that were quiet, for long."""
+        self._now = now
         silent = now - _EXPIRED_PINGS * _PING_INTERVAL
         for session in [s for s in self._sessions.values() if s.heard < silent]:
             self._end(session)
+        for stream in list(self._streams.values()):
+            if stream.quiet_since is None:
+                stream.quiet_since = now
+            elif stream.quiet_since <= now - _QUIET_TIMEOUT:
+                self._drop_if_quiet(stream)
 
     def forget(self, peer: bytes) -> None:
         """Forget the session of a peer that has gone."""
-        for session in [s for s in self._sessions.values() if s.peer == peer]:
+        if session := self._peers.get(peer):
             self._end(session)
 
     def stop(self) -> None:
@@ -634,6 +716,7 @@ def _read_hello(values: Mapping[str, Any]) -> tuple[list[int], _HelloValues | No
     named = all(isinstance(name, str) and _HEX_ID.fullmatch(name) for name in (stream, run))
     numbered = type(first) is int and 0 < first <= MAX_SEQ
     labelled = all(isinstance(x, str) and len(x) <= _MAX_LABEL for x in labels.values())
-    if not (named and numbered and labelled):
+    spooled = values.get("spooled", True)
+    if not (named and numbered and labelled and isinstance(spooled, bool)):
         return versions, None
-    return versions, _HelloValues(str(stream), str(run), int(first or 0), labels)
+    return versions, _HelloValues(str(stream), str(run), int(first or 0), spooled, labels)

@@ -2,7 +2,8 @@
 Messages of the delivery protocol to and from frames: ``docs/protocol.md``, version 1.
 
 What a peer sends is either a message within all bounds or a :class:`RemoteProtocolError`,
-never any other error. Nothing is allocated by a length that a peer claims.
+never any other error. Nothing is allocated by a length that a peer claims. What was
+damaged on the way is never taken for another message.
 """
 
 import json
@@ -31,7 +32,9 @@ _HEADER = struct.Struct(">HBBHHQ")
 _RANGE = struct.Struct(">QQ")  # first, count
 _BLOCK = struct.Struct(">QQI")  # first, count, CRC
 _ACK = struct.Struct(">QIQ")  # ack floor, credit in blocks, credit in bytes
+_PING = struct.Struct(">Q")  # the last sequence number in flight
 _REFUSAL = struct.Struct(">H")  # code
+_CRC = struct.Struct(">I")  # ends every frame without a block
 
 _PAYLOAD_OFFSET = _HEADER.size + _BLOCK.size
 MAX_FRAME_BYTES = _PAYLOAD_OFFSET + MAX_PAYLOAD_BYTES
@@ -82,7 +85,9 @@ class Ack(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """A sender asks for a sign of life, an :class:`Ack`."""
+    """A sender asks for a sign of life, an :class:`Ack`; 0 if nothing is in flight."""
+
+    last: int = 0
 
 
 class Reset(NamedTuple):
@@ -137,19 +142,24 @@ def encode(message: Message, session: int) -> bytes:
     header = _HEADER.pack(_MAGIC, VERSION, _TYPES[type(message)], 0, _HEADER.size, session)
     match message:
         case Hello(values) | Welcome(values):
-            body = json.dumps(values, separators=(",", ":")).encode()
+            # At most 6 bytes a character, so that the longest labels fit into a greeting;
+            # what UTF-8 cannot hold becomes an escape of JSON.
+            text = json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+            body = text.encode("utf-8", "backslashreplace")
         case Data(first, records, payload, crc):
             return b"".join((header, _BLOCK.pack(first, records, crc), payload))
         case Ack(acked, blocks, size):
             body = _ACK.pack(acked, blocks, size)
         case Skip(first, records, reason):
             why = bytes((reason,))
-            body = _BLOCK.pack(first, records, checksum(first, records, why)) + why
+            return header + _BLOCK.pack(first, records, checksum(first, records, why)) + why
+        case Ping(last):
+            body = _PING.pack(last)
         case Reset(code, text) | Error(code, text):
             body = _REFUSAL.pack(code) + _cut(text)
         case _:
             body = b""
-    return header + body
+    return header + body + _CRC.pack(zlib.crc32(header + body))
 
 
 def decode(frame: bytes) -> tuple[Message | None, int]:
@@ -175,12 +185,22 @@ def decode(frame: bytes) -> tuple[Message | None, int]:
         raise RemoteProtocolError(505, f"version {version}, type {number}, flags {flags}", session)
     if kind is None:
         return None, session
-    if header_bytes > _HEADER.size:
-        frame = frame[: _HEADER.size] + frame[header_bytes:]
     try:
+        if kind is not Data and kind is not Skip:
+            frame = _without_crc(frame, header_bytes)
+        if header_bytes > _HEADER.size:
+            frame = frame[: _HEADER.size] + frame[header_bytes:]
         return _decode_body(kind, frame), session
     except (struct.error, ValueError, IndexError, RecursionError) as exc:
         raise RemoteProtocolError(400, f"a malformed {kind.__name__}", session) from exc
+
+
+def _without_crc(frame: bytes, header_bytes: int) -> bytes:
+    end = max(header_bytes, len(frame) - _CRC.size)
+    (crc,) = _CRC.unpack(frame[end:])
+    if zlib.crc32(frame[:end]) != crc:
+        raise ValueError("the checksum is wrong")
+    return frame[:end]
 
 
 def _decode_body(kind: type[Message], frame: bytes) -> Message:
@@ -200,9 +220,14 @@ def _decode_body(kind: type[Message], frame: bytes) -> Message:
         if ack.acked > MAX_SEQ:
             raise ValueError("the ack floor is out of bounds")
         return ack
+    if kind is Ping:
+        ping = Ping(*_PING.unpack(body))
+        if ping.last > MAX_SEQ:
+            raise ValueError("the sequence number is out of bounds")
+        return ping
     if body:
         raise ValueError("there must be no body")
-    return Ping() if kind is Ping else Goodbye()
+    return Goodbye()
 
 
 def _decode_block(kind: type[Message], frame: bytes) -> Message:
