@@ -667,10 +667,14 @@ def test_a_disk_that_fails_on_ends_it_and_the_records_at_risk_are_told(slot, dis
     sync(spool)
     put(spool, 4, 5, 6)
     disk.fail(call, errno.EIO)
-    with pytest.raises(SpoolError, match=f"error: {at_risk} records may not be safe") as told:
+
+    def go_on():
         put(spool, *range(7, 12))
         sync(spool)
         sync(spool)
+
+    with pytest.raises(SpoolError, match=f"error: {at_risk} records may not be safe") as told:
+        go_on()
     assert told.value.exit_code == 74
 
     disk.reboot()
@@ -1018,7 +1022,7 @@ def test_a_backlog_opens_quickly_since_only_its_end_is_read(slot, monkeypatch):
     spool = open_spool(slot, max_bytes=20 << 30)
 
     assert (spool.recovered, spool.records) == (640002, 640002)
-    assert len(set(name for name in opened if name.endswith(".seg"))) <= 7
+    assert len({name for name in opened if name.endswith(".seg")}) <= 7
     assert sum(name == str(last) for name in opened) <= 2
 
 
