@@ -14,6 +14,7 @@ PURE = {
     "core.envelope",
     "core.frames",
     "core.framing",
+    "core.holes",
     "core.lines",
     "core.records",
 }
@@ -26,7 +27,8 @@ ALLOWED = {
     "plain": {"outlet", "links", "endings"},
     "acked": {"outlet", "spool", "slots", "links", "endings"},
     "slots": {"segments"},
-    "spool": {"segments"},
+    "spool": {"segments", "segment_reader"},
+    "segment_reader": {"segments"},
     "pull": {"sink", "state", "links", "endings"},
     "sink": {"output"},
     "state": {"sink"},

@@ -62,7 +62,7 @@ def read_stream(slot: Path) -> str:
         if values["format"] > FORMAT:
             raise SpoolForeignError(f"{slot} is a spool of a later version")
         return values["stream"] if _STREAM.fullmatch(values["stream"]) else ""
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
@@ -80,7 +80,7 @@ def read_state(fd: int) -> tuple[int, int]:
         slot, crc = data[: _STATE.size], data[_STATE.size :]
         if len(crc) == _CRC.size and slot[:8] == _STATE_MAGIC:
             _, generation, floor = _STATE.unpack(slot)
-            if _CRC.unpack(crc)[0] == zlib.crc32(slot) and floor <= MAX_SEQ:
+            if _CRC.unpack(crc)[0] == zlib.crc32(slot) and max(generation, floor) <= MAX_SEQ:
                 newest = max(newest, (generation, floor))
     return newest
 
@@ -89,9 +89,11 @@ def list_segments(slot: Path) -> list[Segment]:
     """Return the segments of a slot in the order of their numbers."""
     segments = []
     for name in os.listdir(slot):
-        if match := _SEGMENT_NAME.fullmatch(name):
+        match = _SEGMENT_NAME.fullmatch(name)
+        if match and 0 < int(match[1]) <= MAX_SEQ:
             path = slot / name
-            segments.append(Segment(int(match[1]), path, path.stat().st_size))
+            with contextlib.suppress(FileNotFoundError):  # whoever uses the slot removed it
+                segments.append(Segment(int(match[1]), path, path.stat().st_size))
     return sorted(segments, key=lambda segment: segment.first)
 
 
@@ -100,9 +102,13 @@ def end_of(segments: list[Segment]) -> int:
     if not segments:
         return 0
     last = segments[-1]
-    fd = os.open(last.path, os.O_RDONLY | os.O_CLOEXEC)
+    end = last.first - 1
     try:
-        offset, end = 0, last.first - 1
+        fd = os.open(last.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # whoever uses the slot removed it
+        return end
+    try:
+        offset = 0
         while offset < last.size:
             block = read_block(fd, offset, last.size)
             if block is None or block.first <= end:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from zmqpush.segments import end_of, list_segments, read_state, read_stream, tel
 # Somebody who only looks whether a slot is in use locks it, for a moment.
 _LOCK_ATTEMPTS = 10
 _LOCK_INTERVAL = 0.02
+_SLOT_NAME = re.compile(r"0|[1-9][0-9]*")
 
 
 class Status(NamedTuple):
@@ -49,14 +51,14 @@ def take_slot(directory: Path, slots: int) -> Path:
 
     """
     with telling(directory):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(directory)
         held = {int(slot.name): survey(slot) for slot in _list_slots(directory)}
         pids = [str(status.pid) for status in held.values() if status.pid is not None]
         free = {n for n, status in held.items() if status.pid is None and status.records}
         orphans = sorted(free)
         for number in orphans + [n for n in range(slots) if n not in free]:
             slot = directory / str(number)
-            slot.mkdir(mode=0o700, exist_ok=True)
+            _make_directory(slot)
             if len(pids) < slots and _lock(slot):
                 return slot
     whose = f" by process {', '.join(pids)}" if pids else ""
@@ -94,11 +96,25 @@ def survey(slot: Path) -> Status:
     return Status(slot, read_stream(slot), floor, end, len(segments), size, _locked_by(slot))
 
 
+def _make_directory(path: Path) -> None:
+    """Make a directory and those above it, so that they survive a power cut."""
+    if path.is_dir():
+        return
+    if not path.parent.exists():
+        _make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _list_slots(directory: Path) -> list[Path]:
     names = sorted(os.listdir(directory), key=lambda name: (len(name), name))
     for name in names:
         status = os.lstat(directory / name)
-        if not (name.isdecimal() and name.isascii() and stat.S_ISDIR(status.st_mode)):
+        if not (_SLOT_NAME.fullmatch(name) and stat.S_ISDIR(status.st_mode)):
             raise SpoolForeignError(f"{directory} is no spool: it holds {name!r}")
         if status.st_uid != os.geteuid():
             raise SpoolForeignError(f"{directory / name} belongs to somebody else")
@@ -112,7 +128,7 @@ def _lock(slot: Path) -> bool:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if attempt == _LOCK_ATTEMPTS - 1 or _locked_by(slot) is None:
+            if attempt == _LOCK_ATTEMPTS - 1 or _locked_by(slot) is not None:
                 os.close(fd)
                 return False
             time.sleep(_LOCK_INTERVAL)

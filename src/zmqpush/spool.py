@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import secrets
+import threading
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import DAMAGED, DROPPED, Data, Skip
+from zmqpush.core.frames import DAMAGED, DROPPED, MAX_PAYLOAD_BYTES, Data, Skip
+from zmqpush.core.holes import Holes
 from zmqpush.errors import SpoolError
 from zmqpush.faults import fault_point
 from zmqpush.queue import WhenFull
+from zmqpush.segment_reader import SegmentReader
 from zmqpush.segments import (
     FORMAT,
     HEADER,
@@ -30,10 +33,8 @@ from zmqpush.segments import (
     STATE_SLOTS,
     Segment,
     end_of,
-    find_block,
     list_segments,
     pack_state,
-    read_block,
     read_state,
     read_stream,
     telling,
@@ -49,7 +50,8 @@ _RECENT_BYTES = 8 << 20
 # What is not yet synced must stay in memory, so reading waits for a disk that is so far
 # behind.
 _UNSYNCED_BYTES = 64 << 20
-_DAMAGED_BYTES = 64 << 20
+# What a block in memory costs beside its payload, rounded up.
+_BLOCK_BYTES = 256
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -66,17 +68,30 @@ class SyncJob:
     sealed: list[int]  # of segments that are no longer written
     fds: list[int] = field(default_factory=list)  # of others
     given_up: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _done: bool = False
+    _failure: OSError | None = None
 
     def run(self) -> None:
         """
         Sync; may be called in another thread.
 
+        It is done once: whoever comes second waits for the first, and learns the same.
+
         Raises:
             OSError: If that fails.
 
         """
-        for fd in self.sealed + self.fds:
-            os.fdatasync(fd)
+        with self._lock:
+            if not self._done:
+                self._done = True
+                try:
+                    for fd in self.sealed + self.fds:
+                        os.fdatasync(fd)
+                except OSError as exc:
+                    self._failure = exc
+            if self._failure:
+                raise self._failure
 
 
 class Spool:
@@ -122,7 +137,7 @@ class Spool:
         self._sync = sync
         self._reporter = reporter
         self.acked = self.dropped = self.damaged = 0
-        self._holes: deque[tuple[int, int, int]] = deque()  # first, last, reason
+        self._holes = Holes()
         self._held: deque[Payload] = deque()  # there is no room for them
         self.spooled = True  # the stream goes on after this process
         self._recent: OrderedDict[int, Data] = OrderedDict()
@@ -131,8 +146,9 @@ class Spool:
         self._sealed: list[int] = []  # descriptors of older ones that are not synced
         self._new_names = False  # the directory is not synced
         self._removable: deque[Path] = deque()  # files of acknowledged segments
-        self._job: SyncJob | None = None
-        self._reading: tuple[Segment, int, int, int] | None = None  # fd, offset, next number
+        self._job: SyncJob | None = None  # from begin_sync() to end_sync()
+        self._failing = False  # nothing was synced since a segment was given up
+        self._reader = SegmentReader(slot)
         self._generation = 0
         self._state_written = time.monotonic()
         with telling(slot):
@@ -162,7 +178,24 @@ class Spool:
         fault_point("spool-scanned")
         self._remove_acknowledged()
         self.unlink_removable()
+        self._sync_earlier_run()
         fault_point("spool-recovered")
+
+    def _sync_earlier_run(self) -> None:
+        # What it wrote last may be nowhere but in the page cache, if it was killed.
+        if self._sync is Sync.OFF or not self._segments:
+            return
+        unsynced_bytes = _UNSYNCED_BYTES + MAX_PAYLOAD_BYTES
+        for segment in reversed(self._segments):
+            fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+            unsynced_bytes -= segment.size
+            if unsynced_bytes <= 0:
+                break
+        os.fsync(self._directory)
 
     def _name_stream(self) -> str:
         stream = secrets.token_hex(16)
@@ -204,12 +237,7 @@ class Spool:
     @property
     def records(self) -> int:
         """How many records are not acknowledged, those included that wait for room."""
-        return self._present(self._floor + 1, self._next - 1) + self.unsafe
-
-    def _present(self, first: int, last: int) -> int:
-        """Return how many records there are from ``first`` to ``last``, without holes."""
-        holes = sum(max(0, min(last, hole[1]) - max(first, hole[0]) + 1) for hole in self._holes)
-        return last - first + 1 - holes
+        return self._holes.present(self._floor + 1, self._next - 1) + self.unsafe
 
     @property
     def unsafe(self) -> int:
@@ -219,7 +247,7 @@ class Spool:
     @property
     def full(self) -> bool:
         """Whether reading must wait for room."""
-        return bool(self._held) or self.unsynced_bytes >= _UNSYNCED_BYTES
+        return bool(self._held) or self._recent_bytes >= _UNSYNCED_BYTES
 
     def put(self, payload: Payload) -> None:
         """
@@ -241,16 +269,20 @@ class Spool:
 
         """
         while self._held:
+            payload = self._held[0]
             try:
-                if not self._has_room(len(self._held[0].data)):
+                if not self._has_room(len(payload.data)):
                     raise _NoSpaceError
-                self._append(self._held[0])
+                self._write(Data.of(self._next, payload.records, payload.data))
             except _NoSpaceError:
                 if self._make_room():
                     continue
                 if self._when_full is WhenFull.BLOCK:
                     return
-                self.dropped += self._held[0].records
+                self.dropped += payload.records
+            except OSError as exc:
+                self._give_up_segment(exc)
+                continue
             self._held.popleft()
 
     def _has_room(self, payload_bytes: int) -> bool:
@@ -265,43 +297,26 @@ class Spool:
 
     def _make_room(self) -> bool:
         """Remove a segment, if one may be; whether there was one."""
-        if self._floor == self._next - 1 and self._segments:
+        if self._floor == self._next - 1 and self._bytes:
             self._seal()
-            before = len(self._segments)
-            self._remove_acknowledged(all_of_them=True)
-            self.unlink_removable()
-            return len(self._segments) < before
+            self._write_state(time.monotonic())
+            for segment in [*self._segments]:
+                self._remove(segment)
+            return True
         if self._when_full is not WhenFull.DROP_OLDEST:
             return False
-        for at, segment in enumerate(self._segments[:-1]):
+        for segment, follows in zip(self._segments, self._segments[1:], strict=False):
             if self._cursor == self._floor + 1 or segment.first >= self._cursor:
                 first = max(segment.first, self._floor + 1)
-                last = self._segments[at + 1].first - 1
-                self.dropped += self._present(first, last)
-                self._note_hole(first, last, DROPPED)
+                last = follows.first - 1
+                self.dropped += self._holes.present(first, last)
+                self._holes.add(first, last, DROPPED)
                 self._remove(segment)
                 for number in [n for n in self._recent if first <= n <= last]:
-                    self._recent_bytes -= len(self._recent.pop(number).payload)
+                    self._pop_recent(number)
                 fault_point("segment-dropped")
                 return True
         return False
-
-    def _note_hole(self, first: int, last: int, reason: int) -> None:
-        holes = [hole for hole in self._holes if not (first <= hole[0] and hole[1] <= last)]
-        self._holes = deque(sorted([*holes, (first, last, reason)]))
-
-    def _append(self, payload: Payload) -> None:
-        block = Data.of(self._next, payload.records, payload.data)
-        try:
-            self._write(block)
-        except OSError as exc:
-            self._give_up_segment(exc)
-            block = Data.of(self._next, payload.records, payload.data)
-            try:
-                self._write(block)
-            except OSError as again:
-                self._fail(again)
-        self._next += block.records
 
     def _write(self, block: Data) -> None:
         if self._fd is None or self._segments[-1].size >= self._segment_bytes:
@@ -324,17 +339,27 @@ class Spool:
         fault_point("appended")
         segment.size += written
         self._bytes += written
+        self._next += block.records
         self._recent[block.first] = block
-        self._recent_bytes += size
+        self._recent_bytes += size + _BLOCK_BYTES
         if self._sync is Sync.OFF:
-            self._synced = block.end
+            self._note_synced(block.end)
         else:
             self.unsynced_bytes += written
+
+    def _note_synced(self, end: int) -> None:
+        self._synced = end
+        self._failing = False
         while self._recent_bytes > _RECENT_BYTES:
             oldest = next(iter(self._recent.values()))
-            if oldest.end > self._synced:
+            if oldest.end > end:
                 break
-            self._recent_bytes -= len(self._recent.pop(oldest.first).payload)
+            self._pop_recent(oldest.first)
+
+    def _pop_recent(self, first: int) -> Data | None:
+        if block := self._recent.pop(first, None):
+            self._recent_bytes -= len(block.payload) + _BLOCK_BYTES
+        return block
 
     def _begin_segment(self, first: int) -> None:
         path = self._slot / f"{first:020d}.seg"
@@ -354,7 +379,7 @@ class Spool:
     def _seal(self) -> None:
         if self._fd is None:
             return
-        if self.unsynced_bytes:
+        if self.unsynced_bytes or self._job:
             self._sealed.append(self._fd)
         else:
             os.close(self._fd)
@@ -362,7 +387,10 @@ class Spool:
 
     def _give_up_segment(self, reason: OSError) -> None:
         # The kernel may have forgotten what was not synced, and that it failed. The
-        # segments are valid up to what was synced; the rest is written anew.
+        # segments are valid up to what was synced; the rest is to be written anew.
+        if self._failing:
+            self._fail(reason)
+        self._failing = True
         self._reporter.warn(f"the spool {self._slot} fails: {reason.strerror}: a new segment")
         fds = {*self._sealed} | (set() if self._fd is None else {self._fd})
         if self._job:  # which closes its own
@@ -374,25 +402,17 @@ class Spool:
         self._fd = None
         self._sealed.clear()
         self.unsynced_bytes = 0
-        blocks = [block for block in self._recent.values() if block.first > self._synced]
         while self._segments and self._segments[-1].first > self._synced:
-            with contextlib.suppress(OSError):
-                self._remove(self._segments[-1])
-        self._holes = deque(hole for hole in self._holes if hole[1] <= self._synced)
+            self._remove(self._segments[-1])
+        self._holes.cut(self._synced)
         self._next = self._synced + 1
-        for block in blocks:
-            self._recent_bytes -= len(self._recent.pop(block.first).payload)
-        for block in blocks:
+        for block in [b for b in reversed(self._recent.values()) if b.first > self._synced]:
             assert isinstance(block.payload, bytes)
-            try:
-                self._write(Data.of(self._next, block.records, block.payload))
-            except (OSError, _NoSpaceError) as exc:
-                self._fail(exc if isinstance(exc, OSError) else reason)
-            self._next += block.records
+            self._pop_recent(block.first)
+            self._held.appendleft(Payload(block.payload, block.records))
 
     def _fail(self, reason: OSError) -> NoReturn:
-        safe = max(self._synced, self._floor)
-        at_risk = self._next - 1 - safe + self.unsafe
+        at_risk = self._holes.present(self._synced + 1, self._next - 1) + self.unsafe
         raise SpoolError(
             f"cannot write to the spool {self._slot}: {reason.strerror}: "
             f"{at_risk} records may not be safe"
@@ -425,20 +445,18 @@ class Spool:
             return
         if failure:
             self._give_up_segment(failure)
+            self.retry()
             return
-        self._synced = job.end
         self.unsynced_bytes -= job.unsynced_bytes
+        self._note_synced(job.end)
         fault_point("synced")
 
     def take(self) -> Data | Skip | None:
         """Return the next block that may be sent, and pass over it."""
         if self._cursor > self._synced:
             return None
-        block: Data | Skip
-        if recent := self._recent.pop(self._cursor, None):
-            self._recent_bytes -= len(recent.payload)
-            block = recent
-        else:
+        block: Data | Skip | None = self._pop_recent(self._cursor)
+        if block is None:
             with telling(self._slot):
                 block = self._read()
         self._cursor = block.end + 1
@@ -450,79 +468,47 @@ class Spool:
 
     def _read(self) -> Data | Skip:
         first = self._cursor
-        at = bisect.bisect_right(self._segments, first, key=lambda s: s.first) - 1
-        follows = self._segments[at + 1].first if at + 1 < len(self._segments) else self._next
-        if at < 0:
-            return self._skip(first, follows - 1)
-        fd, offset, number = self._position(self._segments[at])
-        size = os.fstat(fd).st_size
-        while number < follows and offset < size:
-            block = read_block(fd, offset, size)
-            if block is not None and block.first == number:
-                offset += HEADER.size + len(block.payload)
-                number = block.end + 1
-            else:
-                begin, missing = offset, number
-                offset, number = find_block(fd, offset, size, number, follows) or (size, follows)
-                self._keep_damaged(fd, begin, offset, missing)
-                block = None
-            self._reading = (self._segments[at], fd, offset, number)
-            if number > first:
-                return block or self._skip(first, number - 1)
-        return self._skip(first, follows - 1)
-
-    def _position(self, segment: Segment) -> tuple[int, int, int]:
-        if self._reading is not None:
-            at, fd, offset, number = self._reading
-            if at is segment and number <= self._cursor:
-                return fd, offset, number
-            os.close(fd)
-            self._reading = None
-        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-        self._reading = (segment, fd, 0, segment.first)
-        return fd, 0, segment.first
-
-    def _skip(self, first: int, last: int) -> Skip:
-        for hole in self._holes:
-            if hole[0] <= first <= hole[1]:
-                return Skip(first, min(last, hole[1]) - first + 1, hole[2])
-        self._note_hole(first, last, DAMAGED)
-        self.damaged += last - first + 1
-        self._reporter.warn(f"{last - first + 1} records are missing in the spool {self._slot}")
-        return Skip(first, last - first + 1, DAMAGED)
-
-    def _keep_damaged(self, fd: int, begin: int, end: int, number: int) -> None:
-        place = self._slot / "damaged"
-        with contextlib.suppress(OSError):  # there may be no room for it
-            place.mkdir(mode=0o700, exist_ok=True)
-            if sum(path.stat().st_size for path in place.iterdir()) <= _DAMAGED_BYTES:
-                (place / f"{number:020d}.{begin}").write_bytes(os.pread(fd, end - begin, begin))
+        at = bisect.bisect_right(self._segments, first, key=lambda s: s.first)
+        follows = self._segments[at].first if at < len(self._segments) else self._next
+        found: Data | int = follows
+        if at:
+            found = self._reader.read(self._segments[at - 1], first, follows)
+        if isinstance(found, Data):
+            return found
+        last = min(found - 1, self._synced)
+        hole = self._holes.find(first)
+        if hole and hole.first <= first:
+            return Skip(first, min(last, hole.end) - first + 1, hole.reason)
+        if hole:
+            last = min(last, hole.first - 1)
+        damaged = last - first + 1
+        self._holes.add(first, last, DAMAGED)
+        self.damaged += damaged
+        self._reporter.warn(f"{damaged} records are missing in the spool {self._slot}")
+        return Skip(first, damaged, DAMAGED)
 
     def acknowledge(self, acked: int) -> None:
         """Forget every record up to sequence number ``acked``."""
-        acked = min(acked, self._next - 1)
+        acked = min(acked, self._synced)  # no more can have been sent
         if acked <= self._floor:
             return
-        self.acked += self._present(self._floor + 1, acked)
+        self.acked += self._holes.present(self._floor + 1, acked)
         self._floor = acked
         self._cursor = max(self._cursor, acked + 1)
-        while self._holes and self._holes[0][1] <= acked:
-            self._holes.popleft()
-        while self._recent and next(iter(self._recent)) <= acked:
-            self._recent_bytes -= len(self._recent.popitem(last=False)[1].payload)
+        self._holes.forget(acked)
+        while self._recent and (first := next(iter(self._recent))) <= acked:
+            self._pop_recent(first)
         now = time.monotonic()
         if now - self._state_written >= _STATE_INTERVAL:
             self._write_state(now)
         self._remove_acknowledged()
 
-    def _remove_acknowledged(self, *, all_of_them: bool = False) -> None:
+    def _remove_acknowledged(self) -> None:
         done = [
             segment
             for segment, follows in zip(self._segments, self._segments[1:], strict=False)
             if follows.first <= self._floor + 1
         ]
-        if all_of_them and self._floor == self._next - 1:
-            done = [*self._segments]
         if not done:
             return
         self._write_state(time.monotonic())
@@ -542,13 +528,11 @@ class Spool:
     def _forget(self, segment: Segment) -> None:
         self._segments.remove(segment)
         self._bytes -= segment.size
-        if self._reading is not None and self._reading[0] is segment:
-            os.close(self._reading[1])
-            self._reading = None
+        self._reader.forget(segment)
 
     def _remove(self, segment: Segment) -> None:
         self._forget(segment)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(segment.path)
 
     def _write_state(self, now: float) -> None:
@@ -560,18 +544,27 @@ class Spool:
 
     def close(self) -> None:
         """
-        Sync and note the ack floor.
+        Sync, as the policy says, note the ack floor and close all files.
 
         Raises:
             SpoolError: If that fails.
 
         """
-        job = self.begin_sync()
+        if self._job:  # whoever ran it has gone
+            self._finish(self._job)
+        while self.unsynced_bytes:
+            self._finish(self.begin_sync())
+        self._write_state(time.monotonic())
+        self.unlink_removable()
+        self._seal()
+        self._reader.close()
+        for fd in (*self._sealed, self._state, self._directory):
+            os.close(fd)
+
+    def _finish(self, job: SyncJob) -> None:
+        failure = None
         try:
             job.run()
         except OSError as exc:
-            self.end_sync(job, exc)
-            self._fail(exc)
-        self._synced = job.end
-        self._write_state(time.monotonic())
-        self.unlink_removable()
+            failure = exc
+        self.end_sync(job, failure)
