@@ -32,10 +32,11 @@ CUT_OFF = re.compile(r"cut off (\d+) bytes")
 # How often both ends are looked at, in seconds, once they have been up for so long.
 SAMPLE_INTERVAL = 0.5
 BATCH = 1000  # lines
-# Lines come in bursts, at the latest after so many seconds; one comes before each kill, so
-# that there is work to die at within so many seconds.
-BURST_INTERVAL = 1.5
-KILL_DELAY = 0.05
+# Lines come in bursts, at the latest after so many seconds. One comes before each kill, which
+# waits until its victim has begun to write, but not for long, and then so many seconds at most.
+BURST_INTERVAL = 3.0
+WORK_TIMEOUT = 0.5
+KILL_DELAY = 0.02
 READ_BYTES = 4 << 20
 
 
@@ -46,9 +47,11 @@ class End:
     command: list[str]
     log: Path
     stdin: int
+    writes: Path
     kills: int = 0
     kill_at: float = 0.0
     doomed: bool = False  # it dies then
+    before: int | None = None  # how much it had written, if it dies when that changes
     # Each a pair: when, in seconds; memory in bytes, or descriptors.
     memory: list[tuple[float, int]] = field(default_factory=list)
     descriptors: list[tuple[float, int]] = field(default_factory=list)
@@ -71,7 +74,7 @@ class End:
         if (code := self.child.wait(TIMEOUT)) != -9:
             raise RuntimeError(f"{self.command[0]} ended by itself with {code}")
         self.kills += 1
-        self.doomed = False
+        self.doomed, self.before = False, None
 
     def sample(self, now: float, began: float) -> None:
         """Note its memory and descriptors."""
@@ -145,9 +148,9 @@ def judge(out: Path, total: int) -> Verdict:
     return verdict
 
 
-def bytes_in(directory: Path) -> int:
-    total = 0
-    for place, _, names in os.walk(directory):
+def bytes_in(path: Path) -> int:
+    total = path.stat().st_size if path.is_file() else 0
+    for place, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 total += os.stat(os.path.join(place, name)).st_size
@@ -167,8 +170,8 @@ class Soak:
         endpoint = f"tcp://127.0.0.1:{free_port()}"
         sender = [ZMQPUSH, "--spool", str(self.spool), "-c", endpoint]
         receiver = [ZMQPULL, "-a", endpoint, "--state", str(self.state), "--to", str(self.out)]
-        self.sender = End(sender, directory / "sender.log", subprocess.PIPE)
-        self.receiver = End(receiver, directory / "receiver.log", subprocess.DEVNULL)
+        self.sender = End(sender, directory / "sender.log", subprocess.PIPE, self.spool)
+        self.receiver = End(receiver, directory / "receiver.log", subprocess.DEVNULL, self.out)
         self.due = 0  # lines that have been written by now
         self.fed = 0  # of them, into the sender
         self.repeated = 0
@@ -184,12 +187,16 @@ class Soak:
         sample_at = burst_at = now
         while now - self.began < self.args.seconds or self.fed < self.args.lines_min:
             for end in ends if not self.args.calm else ():
+                if end.before is not None and bytes_in(end.writes) != end.before:
+                    end.before = None
+                    end.kill_at = now + self.chance.uniform(0, KILL_DELAY)
                 if now < end.kill_at:
                     continue
                 if not end.doomed:
                     burst_at = now
-                    end.kill_at = now + self.chance.uniform(0, KILL_DELAY)
+                    end.kill_at = now + WORK_TIMEOUT
                     end.doomed = True
+                    end.before = bytes_in(end.writes)
                     continue
                 end.kill()
                 if end is self.sender:
@@ -203,7 +210,7 @@ class Soak:
                 sample_at = now + SAMPLE_INTERVAL
                 self.sample(now)
             if not self.feed():
-                time.sleep(0.005)
+                time.sleep(0.001)
             now = time.monotonic()
         self.drain()
 
