@@ -274,7 +274,7 @@ def measure(args: argparse.Namespace, directory: Path) -> int:
         }
     )
     print(told, file=sys.stderr)
-    return int(lost or twice or disordered or len(times) < args.senders)
+    return int(bool(lost or twice or disordered or len(times) < args.senders))
 
 
 def fairness(times: list[float], records: int) -> dict[str, object]:

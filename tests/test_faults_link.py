@@ -49,7 +49,7 @@ class Feed(threading.Thread):
 
     def run(self) -> None:
         """Write some ten thousand lines a second, or as many as the sender reads."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ValueError):  # the test has failed
             while not self._done.wait(0.01):
                 numbers = range(self.fed + 1, self.fed + 501)
                 self._pipe.write(b"".join(b"%d %s\n" % (n, FILLER) for n in numbers))
@@ -274,7 +274,9 @@ def test_27_a_receiver_two_seconds_away_is_reached_by_one_connection(receiving, 
     _, port = receiving()
     with Proxy(port) as proxy:
         proxy.delay = 1.0
-        Feed(sending(f"tcp://127.0.0.1:{proxy.port}"))
+        child = sending(f"tcp://127.0.0.1:{proxy.port}")
+        child.stdin.write(b"1\n")
+        child.stdin.flush()
         wait_until(lambda: size(path) or proxy.connections > 1)
         assert proxy.connections == 1
 
@@ -550,3 +552,19 @@ def test_41_a_superseded_session_is_told_so(receiving):
         _, old = greet(peer)
         greet(peer)
         assert refusals(peer, old, block(1)) == [409]
+
+
+# 46: both ends killed, again and again.
+
+
+def test_46_a_soak_in_which_both_ends_are_killed_loses_and_doubles_nothing():
+    seconds = 120 if LONG else 8
+    command = [sys.executable, SOAK, "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, timeout=seconds + PATIENCE, check=False)
+    table = dict(re.findall(r"\| \**(.+?)\** \| (\d+) \|", done.stdout.decode()))
+
+    assert done.returncode == 0, done
+    assert (table["lost"], table["duplicated"], table["out of order"]) == ("0", "0", "0")
+    assert int(table["kills of the sender"])
+    assert int(table["kills of the receiver"])
+    assert int(table["lines"])
