@@ -42,6 +42,7 @@ class Blocks:
     """A ``core.delivery.Store`` of a known number of blocks."""
 
     recovered = 0
+    spooled = True
 
     def __init__(self, name: int, count: int) -> None:
         self.stream = secrets.token_hex(16)

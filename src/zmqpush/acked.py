@@ -37,7 +37,7 @@ _SYNC_BYTES = 4 << 20
 _KEEP_UP_TIMEOUT = 0.005
 # How often a full spool is tried again, in seconds.
 _FULL_INTERVAL = 1.0
-# How long the last frame may take, in seconds.
+# How long the last frame to a receiver may take, in seconds.
 _GOODBYE_TIMEOUT = 0.2
 
 
@@ -193,7 +193,9 @@ class AckedOutlet:
         assert self._link
         if redial.delay:
             self._reporter.warn(f"{self._endpoint}: {redial.reason}")
-        self._link.discard()
+        if goodbye := self._sender.goodbye():
+            self._link.send(goodbye)
+        self._link.discard(_GOODBYE_TIMEOUT)
         self._link.wake()
         self._link = None
         now = time.monotonic()

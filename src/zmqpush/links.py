@@ -353,9 +353,9 @@ class DealerLink(Link):
         """Return when a frame may be there, or the connection may have changed."""
         await self._wait_for(zmq.POLLIN)
 
-    def discard(self) -> None:
-        """Close the socket at once, whatever it holds."""
-        self._socket.close(linger=0)
+    def discard(self, linger: float) -> None:
+        """Close the socket; what it holds may be sent for so many seconds."""
+        self._socket.close(linger=int(linger * 1000))
 
 
 class RouterLink(Link):

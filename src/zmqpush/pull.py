@@ -38,8 +38,7 @@ from zmqpush.telemetry import Reporter
 
 # How often silent sessions are looked for, in seconds.
 _EXPIRY_INTERVAL = 5.0
-# How long the last acknowledgements may take, in seconds: a sender that is stopped gets
-# them when it comes back.
+# How long senders may take for their goodbyes, in seconds.
 _GOODBYE_TIMEOUT = 1.0
 _NO_LABELS: Mapping[str, str] = {}
 
@@ -136,11 +135,21 @@ class Puller:
         if self._state:
             await self._in_background(self._state.close)
         if self._acked:
-            for peer, frame in self._receiver.goodbyes():
-                self._acked.send(peer, frame)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GOODBYE_TIMEOUT):
-                    await self._acked.close()
+                    await self._take_leave(self._acked)
+
+    async def _take_leave(self, link: RouterLink) -> None:
+        # Until they answer: with its connection libzmq also forgets what a sender has not
+        # read, and the last acknowledgements must not be lost.
+        for peer, frame in self._receiver.goodbyes():
+            if not link.send(peer, frame):
+                self._receiver.forget(peer)
+        while self._receiver.sessions:
+            await link.readable()
+            for peer, frame in link.receive():
+                self._receiver.receive(peer, frame, time.monotonic())
+        await link.close()
 
     async def _in_background(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._background, work)
@@ -245,6 +254,7 @@ class Puller:
         async with self._committing:
             async with self._writing:
                 arrivals, self._arrivals = self._arrivals, []
+                forgotten = self._receiver.take_forgotten()
                 moved = self._receiver.take_accepted()
                 await self._write(
                     [_Part(a.block.payload, a.block.records, a.labels) for a in arrivals]
@@ -258,9 +268,9 @@ class Puller:
                 fault_point("files-synced")
                 if self._state:
                     lengths = [file.length for file in dirty] + synced
-                    self._state.commit(moved=moved, lengths=lengths)
+                    self._state.commit(moved=moved, lengths=lengths, forgotten=forgotten)
 
-            if dirty or synced or (moved and self._state):
+            if dirty or synced or ((moved or forgotten) and self._state):
                 await self._in_background(make_safe)
             self._receiver.committed(moved)
             if self._acked:

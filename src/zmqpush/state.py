@@ -144,7 +144,7 @@ class State:
             moved: How far streams have moved.
             lengths: How long open files are.
             closed: Paths of files that are closed, and hold only what was committed.
-            forgotten: Streams that have ended.
+            forgotten: Streams that have ended; one that has moved since has begun anew.
 
         Raises:
             StateError: If it cannot be written for another reason.
@@ -158,10 +158,10 @@ class State:
                 with self._transaction():
                     self._db.executemany("DELETE FROM files WHERE path = ?", [(p,) for p in closed])
                     self._db.executemany("REPLACE INTO files VALUES (?, ?, ?)", lengths)
-                    self._db.executemany("REPLACE INTO streams VALUES (?, ?, ?, ?, ?)", streams)
                     self._db.executemany(
                         "DELETE FROM streams WHERE principal = ? AND stream = ?", forgotten
                     )
+                    self._db.executemany("REPLACE INTO streams VALUES (?, ?, ?, ?, ?)", streams)
                 break
             except sqlite3.Error as exc:
                 if getattr(exc, "sqlite_errorcode", 0) != sqlite3.SQLITE_FULL:

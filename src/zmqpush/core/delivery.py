@@ -467,8 +467,6 @@ class Receiver:
             A block for the sink, if the frame holds one that is not there yet.
 
         """
-        if self._stopped:
-            return None
         self._now = now
         try:
             message, token = decode(frame)
@@ -478,6 +476,8 @@ class Receiver:
                 self._reply(peer, Error(505, str(exc)), exc.session)
             elif session := self._session_of(peer, exc.session):
                 self._reset(session, exc.code, str(exc))
+            return None
+        if self._stopped and not isinstance(message, Goodbye):
             return None
         if isinstance(message, Hello):
             self._on_hello(peer, message, principal)
@@ -697,7 +697,7 @@ class Receiver:
             self._end(session)
 
     def stop(self) -> None:
-        """Accept nothing more."""
+        """Accept nothing more, but for the senders' goodbyes."""
         self._stopped = True
 
     def goodbyes(self) -> list[tuple[bytes, bytes]]:
