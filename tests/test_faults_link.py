@@ -184,8 +184,8 @@ def test_25_a_silent_cut_under_load_loses_nothing(receiving, sending, path, cabl
         cut()
         began = time.monotonic()
         if LONG:
-            while b"no receiver acknowledges" not in child.stderr.readline():
-                pass
+            while b"no receiver acknowledges" not in (line := child.stderr.readline()):
+                assert line, "it has ended"
             assert time.monotonic() - began < TOLD + 4
         time.sleep(max(0.0, (30 if LONG else 1) - (time.monotonic() - began)))
         before = size(path)
