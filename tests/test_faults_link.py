@@ -269,7 +269,6 @@ def test_27_a_receiver_two_seconds_away_is_reached(receiving, sending, path):
         settle(child, feed, receiver, path)
 
 
-@pytest.mark.xfail(strict=True, reason="it hangs up after 1 to 3 s, and a handshake takes 5")
 def test_27_a_receiver_two_seconds_away_is_reached_by_one_connection(receiving, sending, path):
     _, port = receiving()
     with Proxy(port) as proxy:
@@ -344,6 +343,7 @@ class Blocks:
     """A store of blocks of one record."""
 
     recovered = 0
+    spooled = True
 
     def __init__(self, count: int) -> None:
         self.stream = STREAM
@@ -450,25 +450,13 @@ def test_29_the_conversation_has_all_that_matters():
         assert kinds.count(TYPES[kind]) >= times
 
 
-UNCHECKED = pytest.mark.xfail(strict=True, reason="only DATA and SKIP have a CRC")
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("HELLO", marks=UNCHECKED),
-        pytest.param("WELCOME", marks=UNCHECKED),
-        "DATA",
-        pytest.param("ACK", marks=UNCHECKED),
-    ],
-)
+@pytest.mark.parametrize("kind", ["HELLO", "WELCOME", "DATA", "ACK"])
 def test_29_no_flipped_bit_loses_or_doubles_a_record(kind):
     for at, frame in enumerate(CONVERSATION):
         if frame[3] == TYPES[kind] and at != LAST:
             assert believed(at) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="nothing tells the sender, so it waits for an ack for ever")
 def test_29_a_flipped_bit_in_the_last_block_is_noticed_too():
     assert believed(LAST) == {}
 

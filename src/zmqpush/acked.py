@@ -37,6 +37,10 @@ _SYNC_BYTES = 4 << 20
 _KEEP_UP_TIMEOUT = 0.005
 # How often a full spool is tried again, in seconds.
 _FULL_INTERVAL = 1.0
+# How long to wait for a receiver's answer before the next one is tried, in seconds. A
+# round trip of two seconds, which takes eight, should do where there is no other one.
+_PATIENCE = 8.0
+_PATIENCE_OF_SEVERAL = 2.0
 # How long the last frame to a receiver may take, in seconds.
 _GOODBYE_TIMEOUT = 0.2
 
@@ -68,8 +72,10 @@ class AckedOutlet:
             )
         self._store = self._spool or UnackedQueue(settings.queue_max, settings.when_full)
         labels = {"type": settings.logtype[:256], "host": socket.gethostname()[:256]}
-        self._sender = Sender(self._store, secrets.token_hex(16), labels, random.random)
         self._endpoints = list(settings.endpoints.connect)
+        patience = _PATIENCE if len(self._endpoints) == 1 else _PATIENCE_OF_SEVERAL
+        run = secrets.token_hex(16)
+        self._sender = Sender(self._store, run, labels, patience, random.random)
         if settings.spread:
             self._endpoints = _spread(self._endpoints, self._store.stream)
         self._context = zmq.Context()

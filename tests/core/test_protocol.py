@@ -42,10 +42,10 @@ def block(first, records=1, payload=None):
 class Sending:
     """A sender with its queue, greeted if ``session`` is given; what it sends is decoded."""
 
-    def __init__(self, blocks=0, session=SESSION, random=0.5, recovered=0, store=None):
+    def __init__(self, blocks=0, session=SESSION, random=0.0, recovered=0, store=None):
         self.store = store or UnackedQueue(1 << 30, WhenFull.BLOCK)
         self.store.recovered = recovered
-        self.sender = Sender(self.store, RUN, {"type": "t", "host": "h"}, lambda: random)
+        self.sender = Sender(self.store, RUN, {"type": "t", "host": "h"}, 2, lambda: random)
         self.put(blocks)
         self.sender.connect(0)
         if session:
@@ -142,8 +142,8 @@ def test_without_an_answer_patience_doubles_up_to_ten_seconds_and_begins_anew_wi
     assert it.sender.tick(now + 2) == Redial(0, "no answer")
 
 
-@pytest.mark.parametrize(("random", "patience"), [(0.0, 1.0), (1.0, 3.0)])
-def test_patience_is_half_of_it_more_or_less_at_random(random, patience):
+@pytest.mark.parametrize(("random", "patience"), [(0.0, 2.0), (1.0, 3.0)])
+def test_patience_is_up_to_half_longer_at_random(random, patience):
     it = Sending(session=None, random=random)
     it.send(0)
 

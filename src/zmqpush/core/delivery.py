@@ -43,8 +43,7 @@ _HELLO_INTERVAL = 2.0
 _RESET_INTERVAL = 1.0
 _REFUSED_DELAY = 30.0
 _MAX_PING_INTERVAL = 3600.0
-# How long a socket may go without an answer before there is a new one.
-_MIN_PATIENCE = 2.0
+# How long sockets may go without an answer, at most.
 _MAX_PATIENCE = 10.0
 # The credit of a session: in blocks what a link's high-water marks allow, in bytes what
 # a disk that syncs within some milliseconds needs to be busy.
@@ -111,6 +110,8 @@ class Sender:
         store: Where the blocks are.
         run: What names this process: 32 hexadecimal digits.
         labels: ``type`` and ``host`` of the records.
+        patience: How long the first socket may go without an answer, in seconds; each
+            further one may twice as long as the one before.
         random: Returns a number from 0 to 1.
 
     """
@@ -120,6 +121,7 @@ class Sender:
         store: Store,
         run: str,
         labels: Mapping[str, str],
+        patience: float = 8.0,
         random: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self._store = store
@@ -133,7 +135,7 @@ class Sender:
         self._sent = 0  # the last number that this run has ever sent
         self._credit = (0, 0)
         self._ping_interval = _PING_INTERVAL
-        self._patience = _MIN_PATIENCE
+        self._first_patience = self._patience = patience
         self._heard = self._pinged = self._hello_at = self._give_up_at = 0.0
         self._last_reset = -math.inf
 
@@ -162,7 +164,7 @@ class Sender:
         self._hello_at = min(self._hello_at, now)
 
     def _wait_from(self, now: float) -> None:
-        self._give_up_at = now + self._patience * (0.5 + self._random())
+        self._give_up_at = now + self._patience * (1 + self._random() / 2)
 
     def _greet(self, hello_at: float) -> None:
         if self._state is State.STREAMING:
@@ -257,7 +259,7 @@ class Sender:
         self._take_credit(*welcome.credit)
         self._ping_interval = welcome.ping
         self._state = State.STREAMING
-        self._patience = _MIN_PATIENCE
+        self._patience = self._first_patience
         self._pinged = now
         self._in_flight.clear()
         self._in_flight_bytes = 0
