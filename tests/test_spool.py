@@ -816,6 +816,19 @@ def test_a_segment_given_up_while_it_is_synced_stays_open_until_then(slot, disk)
     assert Receiver().take_all(spool) == [1, 2, 3]
 
 
+def test_a_sync_of_nothing_keeps_its_segment_open(slot):
+    spool = open_spool(slot)
+    put(spool, *range(1, 5))  # fills it
+    sync(spool)
+    job = spool.begin_sync()
+    put(spool, 5)
+    job.run()
+    spool.end_sync(job)
+    sync(spool)
+
+    assert Receiver().take_all(spool) == [*range(1, 6)]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_closing_waits_for_a_sync_that_runs_and_learns_how_it_ends(slot, disk, fails):
     spool = open_spool(slot)
@@ -937,6 +950,23 @@ def test_a_block_that_is_taken_again_is_the_same_to_the_byte(slot):
     spool = open_spool(slot)
 
     assert [spool.take() for _ in range(12)] == first
+
+
+def test_beginning_again_in_the_middle_of_a_segment(slot):
+    fill(slot, 3)
+    spool = open_spool(slot)
+    for _ in range(3):
+        assert spool.take().first == 1
+        assert spool.take().first == 2
+        spool.rewind()
+
+
+def test_an_entry_with_an_older_number_does_not_count(slot):
+    slot.mkdir()
+    (slot / f"{5:020d}.seg").write_bytes(entry(5, b"5") + entry(6, b"6") + entry(5, b"again"))
+    spool = open_spool(slot)
+
+    assert (spool.recovered, Receiver(4).take_all(spool)) == (6, [5, 6])
 
 
 def test_a_new_name_of_the_stream_keeps_the_records(slot):
