@@ -166,16 +166,18 @@ class Scenario:
             self.spool.put(payload(*numbers, size=20))
 
     def sync(self, *, fails: bool = False, meanwhile: int = 0) -> None:
-        """Sync, with blocks put meanwhile."""
+        """Sync, with blocks put before the disk is told, and so many again after it."""
         job = self.spool.begin_sync()
         self.put(*[1] * meanwhile)
         self.recorder.fail_sync = fails
+        failure = None
         try:
             job.run()
         except OSError as exc:
-            self.spool.end_sync(job, exc)
-        else:
-            self.spool.end_sync(job)
+            failure = exc
+        self.put(*[1] * meanwhile)
+        self.spool.end_sync(job, failure)
+        if not failure:
             self.promise(job.end)
 
     def take(self, count: int = 1000) -> None:
@@ -208,7 +210,7 @@ def plain(run):
     run.sync()
     run.take(2)
     run.put(3, 1)
-    run.sync(meanwhile=4)
+    run.sync(meanwhile=2)
     run.take()
     run.acknowledge(3)
     run.acknowledge()
@@ -255,6 +257,7 @@ def renamed(run):
     run.sync()
     run.take()
     run.acknowledge(2)
+    run.recorder.mark("renaming")
     run.spool.rename_stream()
     run.spool.rewind()
     run.put(1)
@@ -357,6 +360,7 @@ class Knowledge:
         self.safe = {}  # sequence number: the record
         self.taken = {}  # stream, sequence number: the record, or 0 for a skip
         self.floors = {}  # by stream: acknowledged, handed out
+        self.stream = None  # under which something was handed out, if it was not renamed
         names = set()
         written = {}
         dropped = set()
@@ -381,10 +385,13 @@ class Knowledge:
                 new = {n: r for n, r in written.items() if last < n <= op.args[0]}
                 self.safe |= {n: 0 if n in dropped else r for n, r in new.items()}
             elif op.kind == "taken":
-                stream, first, meaning = op.args
+                self.stream, first, meaning = op.args
+                stream = self.stream
                 self.taken |= {(stream, n): r for n, r in enumerate(meaning, first)}
                 acked, end = self.floors.get(stream, (0, 0))
                 self.floors[stream] = (acked, max(end, first + len(meaning) - 1))
+            elif op.kind == "renaming":
+                self.stream = None
             elif op.kind == "acked":
                 stream, acked = op.args
                 self.floors[stream] = (acked, max(acked, self.floors.get(stream, (0, 0))[1]))
@@ -396,9 +403,11 @@ def check(slot, known, options, *, accepted):
     """Have a new run make what it can of a slot; the receiver accepted all that it was sent."""
     if not slot.is_dir():
         assert not any(known.safe.values())
+        assert not known.taken
         return
     survey(slot)
     spool = open_spool(slot, **options)
+    assert known.stream in (None, spool.stream)
     floor = known.floors.get(spool.stream, (0, 0))[accepted]
     renamed = floor > spool.recovered
     if renamed:  # as core/delivery.py does
