@@ -151,8 +151,9 @@ def test_what_another_implementation_wrote_is_read(slot):
     (slot / f"{7:020d}.seg").write_bytes(entry(7, b"7") + entry(8, b"8", b"9"))
     (slot / f"{10:020d}.seg").write_bytes(entry(10, b"10"))
     (slot / "meta").write_text(json.dumps({"stream": "ab" * 16, "format": 1, "more": [1]}))
-    floor = struct.pack(">8sQQ", b"SPOOLST1", 5, 7)
-    (slot / "state").write_bytes(bytes(4096) + floor + struct.pack(">I", zlib.crc32(floor)))
+    newer, older = (struct.pack(">8sQQ", b"SPOOLST1", *state) for state in [(5, 7), (4, 6)])
+    state = newer + struct.pack(">I", zlib.crc32(newer)) + bytes(4096 - 28)
+    (slot / "state").write_bytes(state + older + struct.pack(">I", zlib.crc32(older)))
     spool = open_spool(slot)
 
     assert (spool.stream, spool.first, spool.recovered) == ("ab" * 16, 8, 10)
@@ -816,6 +817,20 @@ def test_a_segment_given_up_while_it_is_synced_stays_open_until_then(slot, disk)
     assert Receiver().take_all(spool) == [1, 2, 3]
 
 
+def test_a_sync_of_nothing_keeps_its_segment_open(slot):
+    spool = open_spool(slot)
+    put(spool, *range(1, 5))  # fills it
+    sync(spool)
+    job = spool.begin_sync()
+    put(spool, 5)
+    assert os.path.samestat(os.fstat(job.fds[0]), segments(slot)[0].stat())
+    job.run()
+    spool.end_sync(job)
+    sync(spool)
+
+    assert Receiver().take_all(spool) == [*range(1, 6)]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_closing_waits_for_a_sync_that_runs_and_learns_how_it_ends(slot, disk, fails):
     spool = open_spool(slot)
@@ -937,6 +952,23 @@ def test_a_block_that_is_taken_again_is_the_same_to_the_byte(slot):
     spool = open_spool(slot)
 
     assert [spool.take() for _ in range(12)] == first
+
+
+def test_beginning_again_in_the_middle_of_a_segment(slot):
+    fill(slot, 3)
+    spool = open_spool(slot)
+    for _ in range(3):
+        assert spool.take().first == 1
+        assert spool.take().first == 2
+        spool.rewind()
+
+
+def test_an_entry_with_an_older_number_does_not_count(slot):
+    slot.mkdir()
+    (slot / f"{5:020d}.seg").write_bytes(entry(5, b"5") + entry(6, b"6") + entry(5, b"again"))
+    spool = open_spool(slot)
+
+    assert (spool.recovered, Receiver(4).take_all(spool)) == (6, [5, 6])
 
 
 def test_a_new_name_of_the_stream_keeps_the_records(slot):

@@ -404,7 +404,7 @@ class Spool:
         self.unsynced_bytes = 0
         while self._segments and self._segments[-1].first > self._synced:
             self._remove(self._segments[-1])
-        self._holes.cut(self._synced)
+        self._holes.clip(self._floor + 1, self._synced)
         self._next = self._synced + 1
         for block in [b for b in reversed(self._recent.values()) if b.first > self._synced]:
             assert isinstance(block.payload, bytes)
@@ -495,7 +495,7 @@ class Spool:
         self.acked += self._holes.present(self._floor + 1, acked)
         self._floor = acked
         self._cursor = max(self._cursor, acked + 1)
-        self._holes.forget(acked)
+        self._holes.clip(acked + 1, self._next - 1)
         while self._recent and (first := next(iter(self._recent))) <= acked:
             self._pop_recent(first)
         now = time.monotonic()

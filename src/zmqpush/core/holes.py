@@ -33,14 +33,11 @@ class Holes:
         holes = (min(last, hole.end) - max(first, hole.first) + 1 for hole in self._holes)
         return last - first + 1 - sum(max(0, records) for records in holes)
 
-    def forget(self, last: int) -> None:
-        """Remove the holes that end at ``last`` or before."""
-        self._holes = [hole for hole in self._holes if hole.end > last]
-
-    def cut(self, last: int) -> None:
-        """Remove all numbers above ``last``."""
+    def clip(self, first: int, last: int) -> None:
+        """Remove all numbers but those from ``first`` to ``last``."""
+        clipped = ((max(first, hole.first), min(last, hole.end), hole) for hole in self._holes)
         self._holes = [
-            hole._replace(records=min(hole.end, last) - hole.first + 1)
-            for hole in self._holes
-            if hole.first <= last
+            Skip(begin, end - begin + 1, hole.reason)
+            for begin, end, hole in clipped
+            if begin <= end
         ]
