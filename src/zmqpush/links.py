@@ -132,7 +132,7 @@ class Link:
 
     def wake_if_readable(self) -> None:
         """End a wait for input that another call on the socket has taken the signal of."""
-        if self._get(zmq.EVENTS) & zmq.POLLIN:
+        if not self._socket.closed and self._get(zmq.EVENTS) & zmq.POLLIN:
             self._signal.wake()
 
     @property

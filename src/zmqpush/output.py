@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from zmqpush.descriptors import Readiness, open_again
 from zmqpush.errors import SinkClosedError, SinkError
+from zmqpush.faults import fault_point
 from zmqpush.telemetry import Reporter
 
 # A pipe that is ready has room for so many bytes.
@@ -130,6 +131,7 @@ class Output:
                 if self._wait_first:
                     await self._room.wait()
                 self._rest = self._rest[self._write(self._rest) :]
+                fault_point("output-written")
             except BlockingIOError:
                 await self._room.wait()
             except OSError as exc:

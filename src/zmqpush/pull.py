@@ -135,6 +135,7 @@ class Puller:
         if self._state:
             await self._in_background(self._state.close)
         if self._acked:
+            fault_point("all-acknowledged")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GOODBYE_TIMEOUT):
                     await self._take_leave(self._acked)

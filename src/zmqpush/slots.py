@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zmqpush.errors import SpoolBusyError, SpoolForeignError
+from zmqpush.faults import fault_point
 from zmqpush.segments import end_of, list_segments, read_state, read_stream, telling
 
 # Somebody who only looks whether a slot is in use locks it, for a moment.
@@ -122,6 +123,7 @@ def _list_slots(directory: Path) -> list[Path]:
 
 
 def _lock(slot: Path) -> bool:
+    fault_point("slot-made")
     fd = os.open(slot / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for attempt in range(_LOCK_ATTEMPTS):
         try:
@@ -135,6 +137,7 @@ def _lock(slot: Path) -> bool:
     os.ftruncate(fd, 0)
     with contextlib.suppress(OSError):  # it is for people, and the disk may be full
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    fault_point("slot-locked")
     return True  # it stays open, and locked, until the process ends
 
 

@@ -163,6 +163,7 @@ class Spool:
         missing = STATE_SLOTS[-1] + STATE_BYTES - length
         if missing > 0:
             os.pwrite(fd, bytes(missing), length)
+        fault_point("spool-state-made")
         return fd
 
     def _recover(self) -> None:
@@ -406,6 +407,7 @@ class Spool:
             self._remove(self._segments[-1])
         self._holes.clip(self._floor + 1, self._synced)
         self._next = self._synced + 1
+        fault_point("segment-given-up")
         for block in [b for b in reversed(self._recent.values()) if b.first > self._synced]:
             assert isinstance(block.payload, bytes)
             self._pop_recent(block.first)
@@ -428,6 +430,7 @@ class Spool:
             self._new_names = False
             job.fds.append(self._directory)
         self._job = job
+        fault_point("syncing")
         return job
 
     def end_sync(self, job: SyncJob, failure: OSError | None = None) -> None:
@@ -554,6 +557,7 @@ class Spool:
             self._finish(self._job)
         while self.unsynced_bytes:
             self._finish(self.begin_sync())
+        fault_point("spool-closing")
         self._write_state(time.monotonic())
         self.unlink_removable()
         self._seal()

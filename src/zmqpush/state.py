@@ -91,6 +91,7 @@ class State:
             raise StateForeignError(f"the state {self._directory} is of a later version")
         if not version:
             self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT")
+            fault_point("state-made")
         with self._transaction():
             self._db.execute("DELETE FROM streams WHERE seen < ?", (time.time() - _EXPIRY,))
 
@@ -117,6 +118,7 @@ class State:
             fault_point("cut-back")
             with self._transaction():
                 self._db.execute("DELETE FROM files")
+            fault_point("files-forgotten")
 
     def _cut(self, path: str, length: int) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
