@@ -4,10 +4,14 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import zmq
 
 from helpers import PATIENCE, words
+
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
 
 
 @pytest.fixture

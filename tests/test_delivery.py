@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -238,6 +239,25 @@ def test_a_receiver_that_is_killed_and_restarted_over_tcp(start, tmp_path, frami
 
     assert int(SUMMARY.fullmatch(out)[1]) + sum(losses(err)) == total
     assert got == sorted(set(got))
+
+
+def test_it_does_not_wait_for_a_receiver_that_dies_at_the_end(start, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    receiver = start(ZMQPULL, "-b", endpoint, "--to", tmp_path / "out")
+    child = start(ZMQPUSH, "-c", endpoint)
+    child.stdin.write(b"first\n")
+    child.stdin.flush()
+    wait_until(lambda: statistics(child)[1] == 1)
+    wait_until((tmp_path / "out").read_bytes)
+    receiver.send_signal(signal.SIGSTOP)
+    child.stdin.write((b"x" * 2000 + b"\n") * 500)  # which only our kernel takes
+    child.stdin.close()
+    assert child.stderr.readline() == b"zmqpush: the receiver is slow to take the last records\n"
+    receiver.kill()
+
+    assert child.wait(PATIENCE) == 0
 
 
 def test_giving_up_counts_what_was_dropped_and_what_is_lost():

@@ -167,7 +167,7 @@ class Link:
         # A daemon: whoever loses patience ends the process and this wait with it.
         threading.Thread(target=terminate, daemon=True).start()
         await closed.wait()
-        while any(pending_bytes(c.fileno(), termios.TIOCOUTQ) for c in connections):  # noqa: ASYNC110 - no event tells
+        while any(map(_has_unread, connections)):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(_UNREAD_INTERVAL)
 
     def _own_fds(self) -> set[int]:
@@ -408,6 +408,15 @@ class RouterLink(Link):
     async def readable(self) -> None:
         """Return when a message may be there, or earlier."""
         await self._wait_for(zmq.POLLIN)
+
+
+def _has_unread(connection: socket.socket) -> bool:
+    """Whether the peer has yet to take something; not if there is none (any more)."""
+    try:
+        connection.getpeername()
+    except OSError:
+        return False  # though the kernel may go on counting what nobody will take
+    return pending_bytes(connection.fileno(), termios.TIOCOUTQ) > 0
 
 
 def _refuse_bound_ipc(endpoint: str) -> None:
