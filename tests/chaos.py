@@ -214,7 +214,7 @@ class Feeder:
     def _run(self) -> None:
         assert self._child.stdin
         with contextlib.suppress(BrokenPipeError, ValueError):  # it died, or was closed
-            while not self._stopped.wait(0.001):
+            while not self._stopped.wait(0.003):
                 end = self.next + int(10 ** self._random.uniform(0, 3.3))
                 # Also when only a part of it was taken.
                 data, self.next = lines(range(self.next, end)), end

@@ -49,9 +49,14 @@ def telling(path: Path) -> Iterator[None]:
         raise SpoolError(f"cannot use the spool {path}: {where}: {exc.strerror}") from exc
 
 
+def inode_of(slot: Path) -> int:
+    """Return what tells a slot from a copy of it."""
+    return os.stat(slot).st_ino
+
+
 def read_stream(slot: Path) -> str:
     """
-    Return the name of the stream; empty if it is not there or cannot be read.
+    Return the name of the stream; empty if it cannot be read, or is that of another slot.
 
     Raises:
         SpoolForeignError: If the slot is of a later version.
@@ -61,7 +66,8 @@ def read_stream(slot: Path) -> str:
         values = json.loads((slot / "meta").read_bytes())
         if values["format"] > FORMAT:
             raise SpoolForeignError(f"{slot} is a spool of a later version")
-        return values["stream"] if _STREAM.fullmatch(values["stream"]) else ""
+        named = _STREAM.fullmatch(values["stream"]) and values["inode"] == inode_of(slot)
+        return values["stream"] if named else ""
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 

@@ -33,6 +33,7 @@ from zmqpush.segments import (
     STATE_SLOTS,
     Segment,
     end_of,
+    inode_of,
     list_segments,
     pack_state,
     read_state,
@@ -153,7 +154,11 @@ class Spool:
         self._state_written = time.monotonic()
         with telling(slot):
             self._directory = os.open(slot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self.stream = read_stream(slot) or self._name_stream()
+            self.stream = read_stream(slot)
+            if not self.stream and (slot / "meta").exists():
+                self.rename_stream()
+            elif not self.stream:
+                self.stream = self._name_stream()
             self._state = self._open_state()
             self._recover()
 
@@ -205,7 +210,8 @@ class Spool:
         with telling(self._slot):
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.write(fd, json.dumps({"format": FORMAT, "stream": stream}).encode() + b"\n")
+                values = {"format": FORMAT, "stream": stream, "inode": inode_of(self._slot)}
+                os.write(fd, json.dumps(values).encode() + b"\n")
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -224,6 +230,9 @@ class Spool:
 
         """
         self.stream = self._name_stream()
+        self._reporter.warn(
+            f"the spool {self._slot} is a copy, or has lost something: it goes on as a new stream"
+        )
 
     @property
     def has_removable(self) -> bool:

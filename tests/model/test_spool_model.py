@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -188,6 +189,10 @@ class SpoolModel(RuleBasedStateMachine):
         self.spool.close()
         shutil.rmtree(self.slot)
         after.rename(self.slot)
+        # It is the same slot, not a copy.
+        meta = json.loads((self.slot / "meta").read_bytes())
+        meta["inode"] = self.slot.stat().st_ino
+        (self.slot / "meta").write_text(json.dumps(meta))
         self.reopen(held)
 
     def reopen(self, held=None):
