@@ -1024,6 +1024,8 @@ def test_a_stream_that_goes_on_after_its_goodbye_is_not_forgotten():
     assert it.receiver.take_forgotten() == []
     ((welcome, _),) = it.replies()
     assert welcome.values["acked"] == 1
+    it.receiver.forget(b"peer")
+    assert it.receiver.take_forgotten() == []
 
 
 MONTH = 30 * 86400

@@ -10,6 +10,7 @@ import os
 import secrets
 from collections import Counter
 from itertools import count
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,8 +32,8 @@ from zmqpush.queue import UnackedQueue, WhenFull
 
 LONG = os.environ.get("ZMQPUSH_CHAOS") == "long"
 SHORT_OR_LONG = settings(
-    max_examples=5000 if LONG else 100,
-    stateful_step_count=120 if LONG else 60,
+    max_examples=10_000 if LONG else 250,
+    stateful_step_count=60 if LONG else 30,
     derandomize=not LONG,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -42,6 +43,12 @@ CREDIT_BLOCKS, CREDIT_BYTES, MEMORY, QUEUE_BYTES = 3, 20, 30, 1000
 # A refusal costs half a minute, and there may be one for each damaged frame in a row.
 SETTLING_STEPS, STEP = 400, 0.5
 MONTH = 31 * 86400.0
+
+
+TRAFFIC = (
+    *("produce", "sync", "begin to commit", "commit", "acknowledge", "answer", "all of it"),
+    *("send", "arrive above", "arrive below", "damage") * 2,
+)
 
 
 def numbers_of(block):
@@ -133,42 +140,38 @@ class Queue(UnackedQueue):
 
 
 class Link:
-    """A connection that delays, loses, repeats and damages what is on its way."""
+    """A connection, and what is on its way."""
 
     def __init__(self, node, peer):
         self.node = node
         self.peer = peer
         self.up, self.down = [], []
 
-    def lose(self, way, at):
-        if frames := getattr(self, way):
-            del frames[at % len(frames)]
 
-    def repeat(self, way, at, later):
-        if frames := getattr(self, way):
-            at %= len(frames)
-            frames.insert(at + 1 + later, frames[at])
-
-    def flip(self, way, at, bit):
-        if frames := getattr(self, way):
-            at %= len(frames)
-            frame = bytearray(frames[at])
-            bit %= 8 * len(frame)
-            frame[bit // 8] ^= 1 << bit % 8
-            frames[at] = bytes(frame)
+def damage(frames, how, random):
+    at = random.randrange(len(frames))
+    if how == "lose":
+        del frames[at]
+    elif how == "repeat":
+        frames.insert(random.randint(at, len(frames)), frames[at])
+    else:
+        bit = random.randrange(8 * len(frames[at]))
+        frame = bytearray(frames[at])
+        frame[bit // 8] ^= 1 << bit % 8
+        frames[at] = bytes(frame)
 
 
 class Process:
-    """One life of a sender."""
+    """One life of a sender, and what was sent in all of them."""
 
-    def __init__(self, name, store, node):
+    def __init__(self, name, store, sent=()):
         self.name = name
         self.store = store
-        self.node = node
+        self.node = 0
         self.sender = Sender(store, secrets.token_hex(16), {"type": name, "host": ""})
         self.link = None
         self.dial_at = 0.0
-        self.sent = set()
+        self.sent = set(sent)
         self.twin = False  # another process may use the same stream
 
 
@@ -192,6 +195,21 @@ class Node:
         self.arrivals = []
 
 
+def after_traffic(**strategies):
+    """Make a rule of a method, which is called after some traffic that a seed chooses."""
+
+    def decorate(act):
+        def run(self, seed, **drawn):
+            self.steps += 1
+            self.traffic(Random(seed + self.steps))
+            act(self, **drawn)
+
+        run.__name__ = act.__name__
+        return rule(seed=st.integers(0, 1 << 32), **strategies)(run)
+
+    return decorate
+
+
 class Machine(RuleBasedStateMachine):
     """One receiver: nothing is lost, nothing twice, order is kept."""
 
@@ -203,6 +221,7 @@ class Machine(RuleBasedStateMachine):
         self.patch.setattr(delivery, "MAX_CREDIT_BLOCKS", CREDIT_BLOCKS)
         self.patch.setattr(delivery, "_MAX_CREDIT_BYTES", CREDIT_BYTES)
         self.now = 1000.0
+        self.steps = 0
         self.numbers, self.names, self.peers = count(1), count(1), count(1)
         tokens = count(0x123456789ABCDEF0, 0x9E3779B97F4A7C15)  # no bit makes one of another
         self.nodes = [Node(lambda: next(tokens) % (1 << 64)) for _ in range(self.nodes_count)]
@@ -212,14 +231,18 @@ class Machine(RuleBasedStateMachine):
         self.last = {}  # by sink and sender
         self.lost = set()  # as documented
 
-    @initialize(kinds=st.lists(st.sampled_from(["spool", *WhenFull]), min_size=1, max_size=2))
-    def begin(self, kinds):
+    @initialize(
+        kinds=st.lists(st.sampled_from(["spool", *WhenFull]), min_size=1, max_size=2),
+        damages=st.sets(st.sampled_from(["lose", "repeat", "flip"])),
+    )
+    def begin(self, kinds, damages):
+        self.damages = sorted(damages)
         for kind in kinds:
             self.start_process(kind)
 
     def start_process(self, kind):
         store = Spool(self.check_acked) if kind == "spool" else Queue(self.check_acked, kind)
-        self.adopt(Process(str(next(self.names)), store, 0))
+        self.adopt(Process(str(next(self.names)), store))
 
     def adopt(self, process):
         process.kind = getattr(process.store, "_when_full", "spool")
@@ -278,41 +301,31 @@ class Machine(RuleBasedStateMachine):
         process.link = None
         process.dial_at = self.now + redial.delay
         process.sender.disconnected(self.now)
-        following = (process.node + 1) % len(self.nodes)
-        if following != process.node:
-            self.fails_over(process)
-        process.node = following
+        self.goes_to(process, (process.node + 1) % len(self.nodes))
 
-    def fails_over(self, process):
-        # At most what was in flight.
-        self.excused.update(process.sent.intersection(process.store.unacked))
+    def goes_to(self, process, node):
+        if node != process.node:
+            # To another receiver go again at most what was in flight.
+            self.excused.update(process.sent.intersection(process.store.unacked))
+        process.node = node
 
     def pick(self, at):
         return self.processes[at % len(self.processes)]
 
-    @rule(at=st.integers(0, 3), sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4))
-    def produce(self, at, sizes):
-        store = self.pick(at).store
+    def produce(self, store, sizes):
         for size in sizes:
             if getattr(store, "full", False):
                 return
             lines = [b"%d\n" % next(self.numbers) for _ in range(size)]
             store.put(Payload(b"".join(lines), size))
 
-    @rule(at=st.integers(0, 3))
-    def sync(self, at):
-        if self.pick(at).kind == "spool":
-            self.pick(at).store.sync()
-
-    @rule(at=st.integers(0, 3), frames=st.integers(1, 5))
-    def send(self, at, frames):
-        self.turn(self.pick(at), frames)
-
-    @rule(at=st.integers(0, 3), power=st.booleans(), rolled_back=st.integers(0, 5))
+    @after_traffic(at=st.integers(0, 3), power=st.booleans(), rolled_back=st.integers(0, 5))
     def kill_sender(self, at, power, rolled_back):
         process = self.pick(at)
-        if process.twin:
-            return  # see test_two_users_of_a_spool_that_start_again
+        if not process.twin:  # see test_two_users_of_a_spool_that_start_again
+            self.replace(process, power, rolled_back)
+
+    def replace(self, process, power, rolled_back):
         self.processes.remove(process)
         if process.kind == "spool":
             store = process.store
@@ -321,8 +334,9 @@ class Machine(RuleBasedStateMachine):
             floors = [0, *(b.end for b in store.blocks if b.end <= store.floor)]
             floor = floors[max(0, len(floors) - 1 - rolled_back)]
             self.rolls_back(store, floor)
+            self.goes_to(process, 0)
             store = Spool(self.check_acked, kept, floor, store.stream)
-            self.adopt(Process(process.name, store, 0))
+            self.adopt(Process(process.name, store, process.sent))
         else:
             self.lost |= set(process.store.unacked) | process.store.dropped_numbers
             self.start_process(process.kind)
@@ -330,15 +344,17 @@ class Machine(RuleBasedStateMachine):
     def rolls_back(self, store, floor):
         pass  # the receiver knows
 
-    @rule(at=st.integers(0, 3))
+    @after_traffic(at=st.integers(0, 3))
     def end_sender(self, at):
         process = self.pick(at)
+        for _ in range(3):
+            self.round_trip(process)
         if process.store.unacked or process.link is None or process.twin:
             return
         if goodbye := process.sender.goodbye():
             process.link.up.append(goodbye)
         self.deliver_up(process, 100)
-        self.kill_sender(at, False, 0)
+        self.replace(process, power=False, rolled_back=0)
 
     # Links.
 
@@ -370,17 +386,38 @@ class Machine(RuleBasedStateMachine):
             else:
                 node.receiver.forget(peer)
 
-    @rule(at=st.integers(0, 3), frames=st.integers(1, 9))
-    def arrive_above(self, at, frames):
-        self.deliver_up(self.pick(at), frames)
+    def traffic(self, random):
+        for _ in range(random.randint(1, 15)):
+            process, node = random.choice(self.processes), random.choice(self.nodes)
+            match random.choice(TRAFFIC):
+                case "produce":
+                    self.produce(process.store, random.choices((1, 2, 3), k=random.randint(1, 4)))
+                case "sync" if process.kind == "spool":
+                    process.store.sync()
+                case "send":
+                    self.turn(process, random.randint(1, 5))
+                case "arrive above":
+                    self.deliver_up(process, random.randint(1, 5))
+                case "arrive below":
+                    self.deliver_down(process, random.randint(1, 5))
+                case "begin to commit" if node.writing is None:
+                    node.begin_commit()
+                case "commit":
+                    self.make_durable(node)
+                case "acknowledge":
+                    self.tell(node)
+                case "answer":
+                    self.flush(node)
+                case "all of it":
+                    self.round_trip(process)
+                case "damage" if process.link and self.damages:
+                    way = random.choice((process.link.up, process.link.down))
+                    if way:
+                        damage(way, random.choice(self.damages), random)
 
-    @rule(at=st.integers(0, 3), frames=st.integers(1, 9))
-    def arrive_below(self, at, frames):
-        self.deliver_down(self.pick(at), frames)
-
-    @rule(at=st.integers(0, 3))
-    def go_well(self, at):
-        self.round_trip(self.pick(at))
+    @after_traffic()
+    def nothing_happens(self):
+        pass
 
     def round_trip(self, process):
         self.turn(process)
@@ -389,7 +426,7 @@ class Machine(RuleBasedStateMachine):
             self.commit(node)
         self.deliver_down(process, 100)
 
-    @rule(at=st.integers(0, 3), told=st.booleans())
+    @after_traffic(at=st.integers(0, 3), told=st.booleans())
     def cut(self, at, told):
         self.cut_link(self.pick(at), told)
 
@@ -398,20 +435,6 @@ class Machine(RuleBasedStateMachine):
             process.link = Link(process.node, b"%d" % next(self.peers))
             if told:
                 process.sender.disconnected(self.now)
-
-    @rule(
-        at=st.integers(0, 3),
-        way=st.sampled_from(["up", "down"]),
-        how=st.sampled_from(["lose", "repeat", "flip"]),
-        frame=st.integers(0, 5),
-        more=st.integers(0, 999),
-    )
-    def damage(self, at, way, how, frame, more):
-        link = self.pick(at).link
-        if link and how == "lose":
-            link.lose(way, frame)
-        elif link:
-            getattr(link, how)(way, frame, more)
 
     # Receivers.
 
@@ -439,25 +462,7 @@ class Machine(RuleBasedStateMachine):
             node.writing = None
             self.flush(node)
 
-    @rule(at=st.integers(0, 1))
-    def begin_commit(self, at):
-        node = self.nodes[at % len(self.nodes)]
-        if node.writing is None:
-            node.begin_commit()
-
-    @rule(at=st.integers(0, 1))
-    def end_commit(self, at):
-        self.make_durable(self.nodes[at % len(self.nodes)])
-
-    @rule(at=st.integers(0, 1))
-    def acknowledge(self, at):
-        self.tell(self.nodes[at % len(self.nodes)])
-
-    @rule(at=st.integers(0, 1))
-    def answer(self, at):
-        self.flush(self.nodes[at % len(self.nodes)])
-
-    @rule(at=st.integers(0, 1), gently=st.booleans(), told=st.booleans())
+    @after_traffic(at=st.integers(0, 1), gently=st.booleans(), told=st.booleans())
     def end_receiver(self, at, gently, told):
         node = self.nodes[at % len(self.nodes)]
         if gently:
@@ -476,8 +481,11 @@ class Machine(RuleBasedStateMachine):
 
     # Time.
 
-    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 2.0, 6.0, 16.0, 31.0]))
+    @after_traffic(seconds=st.sampled_from([0.1, 0.5, 1.0, 2.0, 6.0, 16.0, 31.0]))
     def wait(self, seconds):
+        self.pass_time(seconds)
+
+    def pass_time(self, seconds):
         self.now += seconds
         for node in self.nodes:
             node.receiver.tick(self.now)
@@ -527,7 +535,7 @@ class Disasters(Machine):
         again = (n for b in store.blocks if floor < b.end <= store.floor for n in numbers_of(b))
         self.excused.update(again)
 
-    @rule(at=st.integers(0, 1))
+    @after_traffic(at=st.integers(0, 1))
     def delete_state(self, at):
         node = self.nodes[at % len(self.nodes)]
         node.floors = {}
@@ -538,14 +546,14 @@ class Disasters(Machine):
             if process.node == self.nodes.index(node):
                 self.cut_link(process, told=True)
 
-    @rule()
+    @after_traffic()
     def wait_for_a_month(self):
         for process in self.processes:
             self.excused.update(process.store.unacked)
-        self.wait(MONTH)
+        self.pass_time(MONTH)
 
     @precondition(lambda self: len(self.processes) < 4)
-    @rule(at=st.integers(0, 3))
+    @after_traffic(at=st.integers(0, 3))
     def copy_the_spool(self, at):
         original = self.pick(at)
         if original.kind != "spool" or original.twin:
@@ -553,9 +561,29 @@ class Disasters(Machine):
         self.excused.update(original.store.unacked)
         store = original.store
         copy = Spool(self.check_acked, store.blocks, store.floor, store.stream)
-        clone = Process(str(next(self.names)), copy, 0)
+        clone = Process(str(next(self.names)), copy)
         clone.twin = original.twin = True
         self.adopt(clone)
+
+
+@pytest.mark.xfail(strict=True, reason="`recovered` does not tell whose numbers they were")
+def test_two_users_of_a_spool_that_start_again():
+    """A copy that numbers its own records, and starts again before it meets the receiver."""
+    it = Disasters()
+    try:
+        it.begin(["spool"], set())
+        (original,) = it.processes
+        it.copy_the_spool(at=0, seed=0)
+        copy = it.processes[1]
+        for process in (original, copy):
+            it.produce(process.store, [1])
+            process.store.sync()
+        it.replace(copy, power=False, rolled_back=0)
+        while original.store.unacked:
+            it.round_trip(original)
+        it.settle()
+    finally:
+        it.patch.undo()
 
 
 @pytest.mark.parametrize("machine", [Machine, Disasters])

@@ -509,7 +509,6 @@ class Receiver:
             self.counters.malformed += 1
         else:
             key = (principal, hello.stream)
-            self.forget(peer)
             if (older := self._streams.get(key)) and older.session:
                 self._end(older.session)
             stream = self._streams.setdefault(key, _Stream(key))
@@ -625,7 +624,7 @@ class Receiver:
             self._drop_if_quiet(stream)
 
     def _drop_if_quiet(self, stream: _Stream) -> None:
-        if stream.session or stream.waiting or stream.floor < stream.end:
+        if stream.session or stream.floor < stream.end:  # then one may wait, too
             return
         del self._streams[stream.key]
         if stream.held:
