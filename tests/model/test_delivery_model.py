@@ -566,7 +566,7 @@ class Disasters(Machine):
         self.adopt(clone)
 
 
-@pytest.mark.xfail(strict=True, reason="`recovered` does not tell whose numbers they were")
+@pytest.mark.xfail(strict=True, reason="docs/protocol.md: a copied file system that starts again")
 def test_two_users_of_a_spool_that_start_again():
     """A copy that numbers its own records, and starts again before it meets the receiver."""
     it = Disasters()
