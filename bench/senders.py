@@ -28,8 +28,8 @@ from pathlib import Path
 import zmq
 
 from run import TIMEOUT, ZMQPULL, free_port, wait_for_port
-from zmqpush.core.delivery import Redial, Sender
 from zmqpush.core.frames import Data
+from zmqpush.core.sender import Redial, Sender
 
 PER_PROCESS = 250
 RECORDS = 100  # a block
@@ -39,7 +39,7 @@ FILLER = b"x" * 70
 
 
 class Blocks:
-    """A ``core.delivery.Store`` of a known number of blocks."""
+    """A ``core.sender.Store`` of a known number of blocks."""
 
     recovered = 0
     spooled = True

@@ -26,8 +26,9 @@ from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until, wait_until_ready
 from peers import STREAM, bare, deliver, greet, receive
 from proxy import Proxy
 from test_pull import finish
-from zmqpush.core.delivery import Receiver, Sender
 from zmqpush.core.frames import Data, Reset, Skip, encode
+from zmqpush.core.receiver import Receiver
+from zmqpush.core.sender import Sender
 
 LONG = os.environ.get("ZMQPUSH_CHAOS") == "long"
 SOAK = Path(__file__).parent.parent / "bench" / "soak.py"

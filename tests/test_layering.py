@@ -10,13 +10,14 @@ import zmqpush
 ROOT = Path(zmqpush.__file__).parent
 # What knows no I/O, and what every file may use.
 PURE = {
-    "core.delivery",
     "core.envelope",
     "core.frames",
     "core.framing",
     "core.holes",
     "core.lines",
+    "core.receiver",
     "core.records",
+    "core.sender",
 }
 VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors", "faults"}
 ALLOWED = {

@@ -1,7 +1,7 @@
 """
 Acknowledged delivery: blocks, in a queue or a spool, to one receiver at a time.
 
-The protocol is the business of :class:`zmqpush.core.delivery.Sender`; here are its
+The protocol is the business of :class:`zmqpush.core.sender.Sender`; here are its
 sockets, its timers, and the thread that syncs the spool.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import zmq
 
-from zmqpush.core.delivery import Redial, Sender
 from zmqpush.core.envelope import Payload
+from zmqpush.core.sender import Redial, Sender
 from zmqpush.endings import Ending
 from zmqpush.faults import fault_point
 from zmqpush.links import DealerLink

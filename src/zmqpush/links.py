@@ -23,9 +23,8 @@ from operator import length_hint
 
 import zmq
 
-from zmqpush.core.delivery import MAX_CREDIT_BLOCKS
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import MAX_FRAME_BYTES
+from zmqpush.core.frames import MAX_CREDIT_BLOCKS, MAX_FRAME_BYTES
 from zmqpush.core.framing import Framing, to_frames
 from zmqpush.descriptors import Readiness, pending_bytes
 from zmqpush.errors import EndpointError

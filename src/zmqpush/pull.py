@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
-from zmqpush.core.delivery import Arrival, Receiver
 from zmqpush.core.envelope import Payload
+from zmqpush.core.receiver import Arrival, Receiver
 from zmqpush.core.records import RecordDecoder
 from zmqpush.descriptors import allow_many_descriptors
 from zmqpush.endings import Ending

@@ -77,7 +77,7 @@ class Queue:
 
 class UnackedQueue:
     """
-    Numbered blocks that stay until they are acknowledged: a ``core.delivery.Store``.
+    Numbered blocks that stay until they are acknowledged: a ``core.sender.Store``.
 
     Args:
         max_bytes: As of :class:`Queue`.

@@ -97,7 +97,7 @@ class SyncJob:
 
 class Spool:
     """
-    The spool of one process: a ``core.delivery.Store``.
+    The spool of one process: a ``core.sender.Store``.
 
     Args:
         slot: The directory, locked, as :func:`zmqpush.slots.take_slot` returns it.

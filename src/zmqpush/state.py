@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from zmqpush.core.delivery import Floor, Key, Progress
+from zmqpush.core.receiver import Floor, Key, Progress
 from zmqpush.errors import StateBusyError, StateError, StateForeignError
 from zmqpush.faults import fault_point
 from zmqpush.sink import Length

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqpush.core import delivery
-from zmqpush.core.delivery import Floor, Progress, Receiver, Redial, Sender
+from zmqpush.core import receiver
 from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import (
     DROPPED,
+    MAX_CREDIT_BLOCKS,
     MAX_SEQ,
     Ack,
     Data,
@@ -24,6 +24,8 @@ from zmqpush.core.frames import (
     decode,
     encode,
 )
+from zmqpush.core.receiver import Floor, Progress, Receiver
+from zmqpush.core.sender import Redial, Sender
 from zmqpush.queue import UnackedQueue, WhenFull
 
 RUN, OTHER_RUN = "aa" * 16, "bb" * 16
@@ -321,7 +323,7 @@ def test_credit_may_shrink_below_what_is_in_flight_and_down_to_nothing():
 def test_no_receiver_can_grant_more_than_the_link_has_room_for():
     it = Sending(blocks=300)
     it.welcome(0, blocks=MAX_SEQ, bytes=MAX_SEQ)
-    assert len(it.send(0)) == delivery.MAX_CREDIT_BLOCKS
+    assert len(it.send(0)) == MAX_CREDIT_BLOCKS
     it.receive(Ack(0, (1 << 32) - 1, (1 << 64) - 1), 0)
 
     assert it.send(0) == []
@@ -830,7 +832,7 @@ def test_what_was_acknowledged_elsewhere_is_passed_over_and_counted_if_the_strea
 
 
 def test_the_credit_of_blocks_is_a_bound_until_they_are_committed(monkeypatch):
-    monkeypatch.setattr(delivery, "MAX_CREDIT_BLOCKS", 3)
+    monkeypatch.setattr(receiver, "MAX_CREDIT_BLOCKS", 3)
     it = Receiving()
     values, session = it.greet()
     assert values["blocks"] == 3

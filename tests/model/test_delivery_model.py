@@ -24,10 +24,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from zmqpush.core import delivery
-from zmqpush.core.delivery import Receiver, Sender
+from zmqpush.core import receiver, sender
 from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import Data, decode
+from zmqpush.core.receiver import Receiver
+from zmqpush.core.sender import Sender
 from zmqpush.queue import UnackedQueue, WhenFull
 
 LONG = os.environ.get("ZMQPUSH_CHAOS") == "long"
@@ -218,8 +219,9 @@ class Machine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(delivery, "MAX_CREDIT_BLOCKS", CREDIT_BLOCKS)
-        self.patch.setattr(delivery, "_MAX_CREDIT_BYTES", CREDIT_BYTES)
+        for module in (sender, receiver):
+            self.patch.setattr(module, "MAX_CREDIT_BLOCKS", CREDIT_BLOCKS)
+            self.patch.setattr(module, "MAX_CREDIT_BYTES", CREDIT_BYTES)
         self.now = 1000.0
         self.steps = 0
         self.numbers, self.names, self.peers = count(1), count(1), count(1)

@@ -410,7 +410,7 @@ def check(slot, known, options, *, accepted):
     assert known.stream in (None, spool.stream)
     floor = known.floors.get(spool.stream, (0, 0))[accepted]
     renamed = floor > spool.recovered
-    if renamed:  # as core/delivery.py does
+    if renamed:  # as core/sender.py does
         spool.rename_stream()
         floor = 0
     else:

@@ -20,6 +20,12 @@ DROPPED = 1
 DAMAGED = 2
 MAX_PAYLOAD_BYTES = 16 << 20
 MAX_SEQ = (1 << 63) - 1
+# The credit of a session, at most: in blocks what a link's high-water marks allow, in
+# bytes what a disk that syncs within some milliseconds needs to be busy.
+MAX_CREDIT_BLOCKS = 256
+MAX_CREDIT_BYTES = 8 << 20
+# After so many seconds of silence a sender asks for a sign of life.
+PING_INTERVAL = 5.0
 
 _MAGIC = 0x5A50  # "ZP"
 _MUST_UNDERSTAND = 1 << 15
