@@ -124,7 +124,7 @@ class AckedOutlet:
             SpoolError: If the spool fails.
 
         """
-        if self._sender.out_of_credit:
+        if self._store.ahead and self._sender.streaming:
             await self._wait_for_ack(_KEEP_UP_TIMEOUT)
         while self._store.full:
             self._fullness.begin(f"the {self._name} is full: reading waits")

@@ -349,7 +349,7 @@ configuration.""",
     type=_SIZE,
     default="256MiB",
     show_default=True,
-    help="How much all senders together may have on the way that is not yet acknowledged.",
+    help="How much memory all acknowledged senders together may take.",
 )
 @click.option(
     "-n",

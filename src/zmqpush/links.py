@@ -17,7 +17,8 @@ import stat
 import termios
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice, repeat
 from operator import length_hint
 
@@ -33,6 +34,8 @@ from zmqpush.settings import Endpoints, bad_endpoint
 # Plain ints: the enums of pyzmq cost a conversion per call.
 _NOBLOCK = int(zmq.NOBLOCK)
 _SNDMORE = int(zmq.SNDMORE)
+_POLLIN = int(zmq.POLLIN)
+_POLLOUT = int(zmq.POLLOUT)
 
 # A peer that keeps up makes room within this time, in milliseconds: so long a send waits
 # inside libzmq, since a turn of the event loop costs more.
@@ -48,6 +51,8 @@ _BLOCKS_HWM = 4 * MAX_CREDIT_BLOCKS
 # A peer's claim of a message's size is not believed beyond this, in bytes.
 _MAX_MESSAGE_BYTES = 64 << 20
 _MAX_REPLY_BYTES = 1 << 16
+# A frame that is longer is not copied: it waits where libzmq has received it.
+_COPY_BYTES = 8192
 # One turn of receiving ends after so many frames or bytes.
 _TURN_FRAMES = 64
 _TURN_BYTES = 1 << 20
@@ -84,6 +89,8 @@ class Link:
         # The compiled class's methods, without a Python wrapper per call.
         self._send = super(zmq.Socket, self._socket).send
         self._recv = super(zmq.Socket, self._socket).recv
+        get = super(zmq.Socket, self._socket).get
+        self._events: Callable[[], int] = partial(get, int(zmq.EVENTS))  # type: ignore[assignment]
         options = {
             zmq.LINGER: -1,  # close() decides how long to wait
             # The kernel notices a dead host while idle, without waking this process.
@@ -114,16 +121,13 @@ class Link:
                         raise bad_endpoint(endpoint, bind=verb == "bind") from exc
                     reason = zmq.strerror(exc.errno or 0)
                     raise EndpointError(f"cannot {verb} {endpoint}: {reason}") from exc
-        self._signal = Readiness(self._get(zmq.FD))
-
-    def _get(self, option: int) -> int:
-        return int(self._socket.getsockopt(option))
+        self._signal = Readiness(self._socket.FD)
 
     async def _wait_for(self, event: int) -> None:
-        if not self._get(zmq.EVENTS) & event:
+        if not self._events() & event:
             await self._signal.wait()
             if not self._socket.closed:
-                self._get(zmq.EVENTS)
+                self._events()
 
     def wake(self) -> None:
         """End the wait; if there is none, the next one."""
@@ -131,7 +135,7 @@ class Link:
 
     def wake_if_readable(self) -> None:
         """End a wait for input that another call on the socket has taken the signal of."""
-        if not self._socket.closed and self._get(zmq.EVENTS) & zmq.POLLIN:
+        if not self._socket.closed and self._events() & _POLLIN:
             self._signal.wake()
 
     @property
@@ -267,7 +271,7 @@ class PushLink(Link):
 
     async def writable(self) -> None:
         """Return when a peer may take a message, or earlier."""
-        await self._wait_for(zmq.POLLOUT)
+        await self._wait_for(_POLLOUT)
 
 
 class PullLink(Link):
@@ -305,7 +309,7 @@ class PullLink(Link):
 
     async def readable(self) -> None:
         """Return when a message may be there, or earlier."""
-        await self._wait_for(zmq.POLLIN)
+        await self._wait_for(_POLLIN)
 
 
 class DealerLink(Link):
@@ -331,7 +335,7 @@ class DealerLink(Link):
     @property
     def connected(self) -> bool:
         """Whether there is a connection; credit keeps its queue from being full."""
-        return bool(self._get(zmq.EVENTS) & zmq.POLLOUT)
+        return bool(self._events() & _POLLOUT)
 
     def send(self, frame: bytes) -> bool:
         """Send a frame; whether there was a connection to take it."""
@@ -350,7 +354,7 @@ class DealerLink(Link):
 
     async def readable(self) -> None:
         """Return when a frame may be there, or the connection may have changed."""
-        await self._wait_for(zmq.POLLIN)
+        await self._wait_for(_POLLIN)
 
     def discard(self, linger: float) -> None:
         """Close the socket; what it holds may be sent for so many seconds."""
@@ -380,16 +384,19 @@ class RouterLink(Link):
         super().__init__(zmq.ROUTER, endpoints, options)
         self.malformed = 0
 
-    def receive(self) -> list[tuple[bytes, bytes]]:
+    def receive(self) -> list[tuple[bytes, bytes | memoryview]]:
         """Return peers and their frames, those that are there, until they make a MiB."""
-        messages: list[tuple[bytes, bytes]] = []
+        messages: list[tuple[bytes, bytes | memoryview]] = []
         size = 0
         with contextlib.suppress(zmq.Again):
             while size < _TURN_BYTES and len(messages) < _TURN_FRAMES:
-                peer, *frames = self._socket.recv_multipart(_NOBLOCK)
+                peer, *frames = self._socket.recv_multipart(_NOBLOCK, copy=False)
                 if len(frames) == 1:
-                    messages.append((peer, frames[0]))
-                    size += len(frames[0])
+                    (frame,) = frames
+                    messages.append(
+                        (peer.bytes, frame.buffer if len(frame) > _COPY_BYTES else frame.bytes)
+                    )
+                    size += len(frame)
                 else:
                     self.malformed += 1
         return messages
@@ -406,7 +413,7 @@ class RouterLink(Link):
 
     async def readable(self) -> None:
         """Return when a message may be there, or earlier."""
-        await self._wait_for(zmq.POLLIN)
+        await self._wait_for(_POLLIN)
 
 
 def _has_unread(connection: socket.socket) -> bool:

@@ -36,6 +36,9 @@ from zmqpush.sink import MAX_OPEN, Sink
 from zmqpush.state import State
 from zmqpush.telemetry import Reporter
 
+# What a byte that is not yet acknowledged costs: it exists twice, for a moment, and the
+# allocator and the connections want their share.
+_MEMORY_PER_BYTE = 2
 # How often silent sessions are looked for, in seconds.
 _EXPIRY_INTERVAL = 5.0
 # How long senders may take for their goodbyes, in seconds.
@@ -81,7 +84,7 @@ class Puller:
         self._decoder = RecordDecoder()
         self._receiver = Receiver(
             self._state.floors() if self._state else {},
-            settings.memory,
+            settings.memory // _MEMORY_PER_BYTE,
             "sink" if settings.to == "-" else "disk",
             lambda: secrets.randbits(64) or 1,
         )
@@ -148,8 +151,8 @@ class Puller:
                 self._receiver.forget(peer)
         while self._receiver.sessions:
             await link.readable()
-            for peer, frame in link.receive():
-                self._receiver.receive(peer, frame, time.monotonic())
+            for peer, answer in link.receive():
+                self._receiver.receive(peer, answer, time.monotonic())
         await link.close()
 
     async def _in_background(self, work: Callable[[], None]) -> None:

@@ -12,14 +12,12 @@ import os
 import socket
 import time
 
-from zmqpush.acked import AckedOutlet
 from zmqpush.core.envelope import Envelope
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
 from zmqpush.errors import EXIT_LATER, EXIT_LOSS, EXIT_NO_RECEIVER, SourceError
 from zmqpush.outlet import Outcome, Outlet
-from zmqpush.plain import PlainOutlet
 from zmqpush.settings import PushSettings
 from zmqpush.source import Source
 from zmqpush.telemetry import Reporter
@@ -73,8 +71,12 @@ class Pusher:
         self._source = Source(fd, max(1, max_bytes))
         self._outlet: Outlet
         if settings.ack:
+            from zmqpush.acked import AckedOutlet  # each starts faster without the other
+
             self._outlet = AckedOutlet(settings, reporter)
         else:
+            from zmqpush.plain import PlainOutlet
+
             self._outlet = PlainOutlet(settings, reporter, self._envelope.separator)
         self._read = 0
         self._ending = Ending(

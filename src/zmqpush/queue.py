@@ -5,7 +5,7 @@ from collections import deque
 from enum import StrEnum
 
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import DROPPED, Data, Skip
+from zmqpush.core.frames import DROPPED, MAX_CREDIT_BYTES, Data, Skip
 
 # What a waiting payload costs beside its bytes, rounded up, so that a queue of many
 # small payloads is bounded, too.
@@ -113,6 +113,11 @@ class UnackedQueue:
     def full(self) -> bool:
         """Whether reading must wait for room."""
         return self._when_full is WhenFull.BLOCK and self._bytes >= self._max_bytes
+
+    @property
+    def ahead(self) -> bool:
+        """Whether more than a receiver's credit waits, so that it leaves the cache."""
+        return self._bytes >= 2 * MAX_CREDIT_BYTES
 
     def put(self, payload: Payload) -> None:
         """Append a payload as the next block, or drop as the policy says."""

@@ -259,6 +259,11 @@ class Spool:
         """Whether reading must wait for room."""
         return bool(self._held) or self._recent_bytes >= _UNSYNCED_BYTES
 
+    @property
+    def ahead(self) -> bool:
+        """Whether so much waits that it will have to be read back, if it goes on."""
+        return self._recent_bytes >= _RECENT_BYTES // 2
+
     def put(self, payload: Payload) -> None:
         """
         Append a payload as the next block, or do as the policy says.

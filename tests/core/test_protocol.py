@@ -290,7 +290,6 @@ def test_blocks_are_sent_within_the_credit():
     it.welcome(0, blocks=2)
 
     assert it.send(0) == [block(1), block(2)]
-    assert it.sender.out_of_credit
     it.receive(Ack(1, 2, 1000), 0)
     assert it.waiting == [2, 3, 4, 5]
     assert it.send(0) == [block(3)]
@@ -335,7 +334,6 @@ def test_a_skip_counts_as_a_block_of_no_bytes():
     it.welcome(0, blocks=2, bytes=1)
 
     assert it.send(0) == [Skip(1, 1, DROPPED), block(2)]
-    assert it.sender.out_of_credit
 
 
 @pytest.mark.parametrize("acked", [3, 1000, MAX_SEQ])
@@ -558,7 +556,7 @@ def test_a_hello_is_welcomed():
         "acked": 4,
         "run": OTHER_RUN,
         "blocks": 256,
-        "bytes": 1 << 20,
+        "bytes": 256 << 10,
         "ping": 5.0,
         "durability": "disk",
     }

@@ -168,7 +168,7 @@ def encode(message: Message, session: int) -> bytes:
     return header + body + _CRC.pack(zlib.crc32(header + body))
 
 
-def decode(frame: bytes) -> tuple[Message | None, int]:
+def decode(frame: bytes | memoryview) -> tuple[Message | None, int]:
     """
     Return the message of a frame, and its session.
 
@@ -195,13 +195,13 @@ def decode(frame: bytes) -> tuple[Message | None, int]:
         if kind is not Data and kind is not Skip:
             frame = _without_crc(frame, header_bytes)
         if header_bytes > _HEADER.size:
-            frame = frame[: _HEADER.size] + frame[header_bytes:]
+            frame = bytes(frame[: _HEADER.size]) + frame[header_bytes:]
         return _decode_body(kind, frame), session
     except (struct.error, ValueError, IndexError, RecursionError) as exc:
         raise RemoteProtocolError(400, f"a malformed {kind.__name__}", session) from exc
 
 
-def _without_crc(frame: bytes, header_bytes: int) -> bytes:
+def _without_crc(frame: bytes | memoryview, header_bytes: int) -> bytes | memoryview:
     end = max(header_bytes, len(frame) - _CRC.size)
     (crc,) = _CRC.unpack(frame[end:])
     if zlib.crc32(frame[:end]) != crc:
@@ -209,7 +209,7 @@ def _without_crc(frame: bytes, header_bytes: int) -> bytes:
     return frame[:end]
 
 
-def _decode_body(kind: type[Message], frame: bytes) -> Message:
+def _decode_body(kind: type[Message], frame: bytes | memoryview) -> Message:
     if kind is Data or kind is Skip:
         return _decode_block(kind, frame)
     body = frame[_HEADER.size :]
@@ -220,7 +220,7 @@ def _decode_body(kind: type[Message], frame: bytes) -> Message:
         text = body[_REFUSAL.size :]
         if len(text) > _MAX_TEXT_BYTES:
             raise ValueError("the text is too long")
-        return kind(code, text.decode("utf-8", "replace"))
+        return kind(code, str(text, "utf-8", "replace"))
     if kind is Ack:
         ack = Ack(*_ACK.unpack(body))
         if ack.acked > MAX_SEQ:
@@ -236,7 +236,7 @@ def _decode_body(kind: type[Message], frame: bytes) -> Message:
     return Goodbye()
 
 
-def _decode_block(kind: type[Message], frame: bytes) -> Message:
+def _decode_block(kind: type[Message], frame: bytes | memoryview) -> Message:
     first, records, crc = _BLOCK.unpack_from(frame, _HEADER.size)
     payload = memoryview(frame)[_PAYLOAD_OFFSET:]
     if not first or not records or first + records - 1 > MAX_SEQ:
@@ -251,10 +251,10 @@ def _decode_block(kind: type[Message], frame: bytes) -> Message:
     return Data(first, records, payload, crc)
 
 
-def _decode_greeting(body: bytes) -> Mapping[str, Any]:
+def _decode_greeting(body: bytes | memoryview) -> Mapping[str, Any]:
     if len(body) > _MAX_GREETING_BYTES:
         raise ValueError("the greeting is too long")
-    values = json.loads(body.decode())
+    values = json.loads(str(body, "utf-8"))
     if not isinstance(values, dict):
         raise ValueError("the greeting is no object")
     return values

@@ -33,6 +33,9 @@ from zmqpush.errors import RemoteProtocolError
 
 # After so many signs of life that did not come the sender is gone.
 _EXPIRED_PINGS = 6
+# Until its first ack, so that those who come first, many at once, leave something for the
+# others: a large block or two.
+_FIRST_CREDIT_BYTES = 256 << 10
 # A stream that has been quiet for so long is forgotten, in seconds.
 _QUIET_TIMEOUT = 30 * 86400.0
 _MAX_LABEL = 256
@@ -161,7 +164,7 @@ class Receiver:
         return len(self._sessions)
 
     def receive(
-        self, peer: bytes, frame: bytes, now: float, principal: str = "anonymous"
+        self, peer: bytes, frame: bytes | memoryview, now: float, principal: str = "anonymous"
     ) -> Arrival | None:
         """
         Take a frame from a sender.
@@ -249,7 +252,8 @@ class Receiver:
         self._reply(peer, Welcome(values), session.token)
 
     def _grant(self, session: _Session) -> int:
-        share = min(MAX_CREDIT_BYTES, self._memory // len(self._sessions))
+        most = MAX_CREDIT_BYTES if session.max_granted else _FIRST_CREDIT_BYTES
+        share = min(most, self._memory // len(self._sessions))
         free = self._memory - (self._granted - session.granted)
         granted = max(1, min(share, free))
         self._granted += granted - session.granted

@@ -135,13 +135,6 @@ class Sender:
         """Whether there is a session."""
         return self._state is State.STREAMING
 
-    @property
-    def out_of_credit(self) -> bool:
-        """Whether only an ack can make room for the next block."""
-        blocks, size = self._credit
-        too_much = len(self._in_flight) >= blocks or self._in_flight_bytes >= size
-        return self.streaming and too_much
-
     def connect(self, now: float) -> None:
         """Begin on a new socket."""
         self._greet(now)
@@ -206,7 +199,10 @@ class Sender:
             self._pinged = now
             last, _ = self._in_flight[-1] if self._in_flight else (0, 0)
             return encode(Ping(last), self._session)
-        if self.out_of_credit or (entry := self._store.take()) is None:
+        blocks, size = self._credit
+        if len(self._in_flight) >= blocks or self._in_flight_bytes >= size:
+            return None
+        if (entry := self._store.take()) is None:
             return None
         if not self._in_flight:
             self._pinged = now  # from now on silence is suspicious
