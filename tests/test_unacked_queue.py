@@ -4,7 +4,8 @@ import pytest
 
 from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import Skip
-from zmqpush.queue import UnackedQueue, WhenFull
+from zmqpush.queue import WhenFull
+from zmqpush.unacked_queue import UnackedQueue
 
 # Two blocks of two bytes, with what each costs beside them, and not three.
 ROOM_FOR_TWO = 600

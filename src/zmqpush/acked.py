@@ -8,25 +8,25 @@ sockets, its timers, and the thread that syncs the spool.
 import asyncio
 import contextlib
 import hashlib
+import os
 import random
-import secrets
 import socket
 import time
 from collections.abc import Sequence
 
 import zmq
 
+from zmqpush.acked_links import DealerLink
 from zmqpush.core.envelope import Payload
 from zmqpush.core.sender import Redial, Sender
 from zmqpush.endings import Ending
 from zmqpush.faults import fault_point
-from zmqpush.links import DealerLink
 from zmqpush.outlet import Outcome
-from zmqpush.queue import UnackedQueue
 from zmqpush.settings import PushSettings, Sync
 from zmqpush.slots import take_slot
 from zmqpush.spool import Spool, SyncJob
 from zmqpush.telemetry import Outage, Reporter
+from zmqpush.unacked_queue import UnackedQueue
 
 # With ``--sync interval``, how often the spool is synced at most, in seconds.
 _SYNC_INTERVAL = 0.05
@@ -74,7 +74,7 @@ class AckedOutlet:
         labels = {"type": settings.logtype[:256], "host": socket.gethostname()[:256]}
         self._endpoints = list(settings.endpoints.connect)
         patience = _PATIENCE if len(self._endpoints) == 1 else _PATIENCE_OF_SEVERAL
-        run = secrets.token_hex(16)
+        run = os.urandom(16).hex()
         self._sender = Sender(self._store, run, labels, patience, random.random)
         if settings.spread:
             self._endpoints = _spread(self._endpoints, self._store.stream)

@@ -25,17 +25,16 @@ from operator import length_hint
 import zmq
 
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import MAX_CREDIT_BLOCKS, MAX_FRAME_BYTES
 from zmqpush.core.framing import Framing, to_frames
 from zmqpush.descriptors import Readiness, pending_bytes
 from zmqpush.errors import EndpointError
 from zmqpush.settings import Endpoints, bad_endpoint
 
 # Plain ints: the enums of pyzmq cost a conversion per call.
-_NOBLOCK = int(zmq.NOBLOCK)
+NOBLOCK = int(zmq.NOBLOCK)
 _SNDMORE = int(zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
-_POLLOUT = int(zmq.POLLOUT)
+POLLOUT = int(zmq.POLLOUT)
 
 # A peer that keeps up makes room within this time, in milliseconds: so long a send waits
 # inside libzmq, since a turn of the event loop costs more.
@@ -45,17 +44,12 @@ _SEND_TIMEOUT = 1
 # messages: 100 single records cost a third of the speed, and a few blocks none.
 _SEND_HWM = {Framing.SINGLE: 1000, Framing.FRAMES: 4, Framing.ARRAY: 4, Framing.LINES: 4}
 _RECEIVE_HWM = 1000
-# With acknowledgements the receiver's credit is the bound; libzmq's queues never fill.
-_BLOCKS_HWM = 4 * MAX_CREDIT_BLOCKS
 
 # A peer's claim of a message's size is not believed beyond this, in bytes.
 _MAX_MESSAGE_BYTES = 64 << 20
-_MAX_REPLY_BYTES = 1 << 16
-# A frame that is longer is not copied: it waits where libzmq has received it.
-_COPY_BYTES = 8192
 # One turn of receiving ends after so many frames or bytes.
-_TURN_FRAMES = 64
-_TURN_BYTES = 1 << 20
+TURN_FRAMES = 64
+TURN_BYTES = 1 << 20
 # How often to look at the end whether the peers have taken everything, in seconds.
 _UNREAD_INTERVAL = 0.005
 # How many payloads may be in doubt at the end, at most.
@@ -128,6 +122,10 @@ class Link:
             await self._signal.wait()
             if not self._socket.closed:
                 self._events()
+
+    async def readable(self) -> None:
+        """Return when a message may be there or the connection may have changed, or earlier."""
+        await self._wait_for(_POLLIN)
 
     def wake(self) -> None:
         """End the wait; if there is none, the next one."""
@@ -271,7 +269,7 @@ class PushLink(Link):
 
     async def writable(self) -> None:
         """Return when a peer may take a message, or earlier."""
-        await self._wait_for(_POLLOUT)
+        await self._wait_for(POLLOUT)
 
 
 class PullLink(Link):
@@ -290,12 +288,12 @@ class PullLink(Link):
     def receive(self, max_frames: int | None = None) -> list[bytes]:
         """Return frames that are there, until they make a MiB; none if there are none."""
         frames: list[bytes] = []
-        turn = _TURN_FRAMES if max_frames is None else min(max_frames, _TURN_FRAMES)
+        turn = TURN_FRAMES if max_frames is None else min(max_frames, TURN_FRAMES)
         size = 0
         try:
-            while size < _TURN_BYTES and (max_frames is None or len(frames) < max_frames):
+            while size < TURN_BYTES and (max_frames is None or len(frames) < max_frames):
                 before = len(frames)
-                frames.extend(map(self._recv, repeat(_NOBLOCK, turn)))
+                frames.extend(map(self._recv, repeat(NOBLOCK, turn)))
                 size += sum(map(len, frames[before:]))
         except zmq.Again:
             pass  # what came before it is in the list
@@ -305,115 +303,7 @@ class PullLink(Link):
         """Yield messages until none is there, at most what libzmq may hold now."""
         with contextlib.suppress(zmq.Again):
             for _ in range(_RECEIVE_HWM * max(1, len(self._connections()))):
-                yield self._socket.recv_multipart(_NOBLOCK)
-
-    async def readable(self) -> None:
-        """Return when a message may be there, or earlier."""
-        await self._wait_for(_POLLIN)
-
-
-class DealerLink(Link):
-    """
-    A DEALER socket: one sender's connection to one receiver that acknowledges.
-
-    Args:
-        endpoint: What to connect to.
-        context: The context of all such links, one after the other.
-
-    """
-
-    def __init__(self, endpoint: str, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        options = {
-            zmq.SNDHWM: _BLOCKS_HWM,
-            zmq.RCVHWM: _BLOCKS_HWM,
-            zmq.IMMEDIATE: 1,
-            zmq.MAXMSGSIZE: _MAX_REPLY_BYTES,
-        }
-        super().__init__(zmq.DEALER, Endpoints(connect=(endpoint,)), options, context)
-        self.endpoint = endpoint
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection; credit keeps its queue from being full."""
-        return bool(self._events() & _POLLOUT)
-
-    def send(self, frame: bytes) -> bool:
-        """Send a frame; whether there was a connection to take it."""
-        try:
-            self._send(frame, _NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
-
-    def receive(self) -> list[bytes]:
-        """Return all frames that are there."""
-        frames: list[bytes] = []
-        with contextlib.suppress(zmq.Again):
-            frames.extend(map(self._recv, repeat(_NOBLOCK)))
-        return frames
-
-    async def readable(self) -> None:
-        """Return when a frame may be there, or the connection may have changed."""
-        await self._wait_for(_POLLIN)
-
-    def discard(self, linger: float) -> None:
-        """Close the socket; what it holds may be sent for so many seconds."""
-        self._socket.close(linger=int(linger * 1000))
-
-
-class RouterLink(Link):
-    """
-    A ROUTER socket, for senders that want acknowledgements.
-
-    Args:
-        endpoints: Where to bind.
-
-    Attributes:
-        malformed: How many messages were not of one frame.
-
-    """
-
-    def __init__(self, endpoints: Endpoints) -> None:
-        options = {
-            zmq.SNDHWM: _BLOCKS_HWM,
-            zmq.RCVHWM: _BLOCKS_HWM,
-            zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
-            zmq.BACKLOG: 1024,
-            zmq.ROUTER_MANDATORY: 1,
-        }
-        super().__init__(zmq.ROUTER, endpoints, options)
-        self.malformed = 0
-
-    def receive(self) -> list[tuple[bytes, bytes | memoryview]]:
-        """Return peers and their frames, those that are there, until they make a MiB."""
-        messages: list[tuple[bytes, bytes | memoryview]] = []
-        size = 0
-        with contextlib.suppress(zmq.Again):
-            while size < _TURN_BYTES and len(messages) < _TURN_FRAMES:
-                peer, *frames = self._socket.recv_multipart(_NOBLOCK, copy=False)
-                if len(frames) == 1:
-                    (frame,) = frames
-                    messages.append(
-                        (peer.bytes, frame.buffer if len(frame) > _COPY_BYTES else frame.bytes)
-                    )
-                    size += len(frame)
-                else:
-                    self.malformed += 1
-        return messages
-
-    def send(self, peer: bytes, frame: bytes) -> bool:
-        """Send a frame to a peer; whether the peer is there. One that is behind gets none."""
-        try:
-            self._socket.send_multipart((peer, frame), _NOBLOCK)
-        except zmq.Again:
-            return True
-        except zmq.ZMQError:  # no route
-            return False
-        return True
-
-    async def readable(self) -> None:
-        """Return when a message may be there, or earlier."""
-        await self._wait_for(_POLLIN)
+                yield self._socket.recv_multipart(NOBLOCK)
 
 
 def _has_unread(connection: socket.socket) -> bool:

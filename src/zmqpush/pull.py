@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
+from zmqpush.acked_links import RouterLink
 from zmqpush.core.envelope import Payload
 from zmqpush.core.receiver import Arrival, Receiver
 from zmqpush.core.records import RecordDecoder
@@ -30,7 +31,7 @@ from zmqpush.descriptors import allow_many_descriptors
 from zmqpush.endings import Ending
 from zmqpush.errors import EXIT_IO, EXIT_LOSS, SinkClosedError, SinkError, StateError
 from zmqpush.faults import fault_point
-from zmqpush.links import PullLink, RouterLink
+from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
 from zmqpush.sink import MAX_OPEN, Sink
 from zmqpush.state import State

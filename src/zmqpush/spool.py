@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import threading
 import time
 from collections import OrderedDict, deque
@@ -204,7 +203,7 @@ class Spool:
         os.fsync(self._directory)
 
     def _name_stream(self) -> str:
-        stream = secrets.token_hex(16)
+        stream = os.urandom(16).hex()
         meta = self._slot / "meta"
         new = self._slot / "meta.new"
         with telling(self._slot):

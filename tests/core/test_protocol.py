@@ -26,7 +26,8 @@ from zmqpush.core.frames import (
 )
 from zmqpush.core.receiver import Floor, Progress, Receiver
 from zmqpush.core.sender import Redial, Sender
-from zmqpush.queue import UnackedQueue, WhenFull
+from zmqpush.queue import WhenFull
+from zmqpush.unacked_queue import UnackedQueue
 
 RUN, OTHER_RUN = "aa" * 16, "bb" * 16
 STREAM, OTHER_STREAM = "cd" * 16, "ef" * 16

@@ -29,7 +29,8 @@ from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import Data, decode
 from zmqpush.core.receiver import Receiver
 from zmqpush.core.sender import Sender
-from zmqpush.queue import UnackedQueue, WhenFull
+from zmqpush.queue import WhenFull
+from zmqpush.unacked_queue import UnackedQueue
 
 LONG = os.environ.get("ZMQPUSH_CHAOS") == "long"
 SHORT_OR_LONG = settings(

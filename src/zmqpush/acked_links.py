@@ -1,0 +1,112 @@
+"""ZeroMQ sockets of acknowledged delivery, and every option that is set on them."""
+
+import contextlib
+from itertools import repeat
+
+import zmq
+
+from zmqpush.core.frames import MAX_CREDIT_BLOCKS, MAX_FRAME_BYTES
+from zmqpush.links import NOBLOCK, POLLOUT, TURN_BYTES, TURN_FRAMES, Link
+from zmqpush.settings import Endpoints
+
+# With acknowledgements the receiver's credit is the bound; libzmq's queues never fill.
+_BLOCKS_HWM = 4 * MAX_CREDIT_BLOCKS
+_MAX_REPLY_BYTES = 1 << 16
+# A frame that is longer is not copied: it waits where libzmq has received it.
+_COPY_BYTES = 8192
+
+
+class DealerLink(Link):
+    """
+    A DEALER socket: one sender's connection to one receiver that acknowledges.
+
+    Args:
+        endpoint: What to connect to.
+        context: The context of all such links, one after the other.
+
+    """
+
+    def __init__(self, endpoint: str, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        options = {
+            zmq.SNDHWM: _BLOCKS_HWM,
+            zmq.RCVHWM: _BLOCKS_HWM,
+            zmq.IMMEDIATE: 1,
+            zmq.MAXMSGSIZE: _MAX_REPLY_BYTES,
+        }
+        super().__init__(zmq.DEALER, Endpoints(connect=(endpoint,)), options, context)
+        self.endpoint = endpoint
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection; credit keeps its queue from being full."""
+        return bool(self._events() & POLLOUT)
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame; whether there was a connection to take it."""
+        try:
+            self._send(frame, NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[bytes]:
+        """Return all frames that are there."""
+        frames: list[bytes] = []
+        with contextlib.suppress(zmq.Again):
+            frames.extend(map(self._recv, repeat(NOBLOCK)))
+        return frames
+
+    def discard(self, linger: float) -> None:
+        """Close the socket; what it holds may be sent for so many seconds."""
+        self._socket.close(linger=int(linger * 1000))
+
+
+class RouterLink(Link):
+    """
+    A ROUTER socket, for senders that want acknowledgements.
+
+    Args:
+        endpoints: Where to bind.
+
+    Attributes:
+        malformed: How many messages were not of one frame.
+
+    """
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        options = {
+            zmq.SNDHWM: _BLOCKS_HWM,
+            zmq.RCVHWM: _BLOCKS_HWM,
+            zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
+            zmq.BACKLOG: 1024,
+            zmq.ROUTER_MANDATORY: 1,
+        }
+        super().__init__(zmq.ROUTER, endpoints, options)
+        self.malformed = 0
+
+    def receive(self) -> list[tuple[bytes, bytes | memoryview]]:
+        """Return peers and their frames, those that are there, until they make a MiB."""
+        messages: list[tuple[bytes, bytes | memoryview]] = []
+        size = 0
+        with contextlib.suppress(zmq.Again):
+            while size < TURN_BYTES and len(messages) < TURN_FRAMES:
+                peer, *frames = self._socket.recv_multipart(NOBLOCK, copy=False)
+                if len(frames) == 1:
+                    (frame,) = frames
+                    messages.append(
+                        (peer.bytes, frame.buffer if len(frame) > _COPY_BYTES else frame.bytes)
+                    )
+                    size += len(frame)
+                else:
+                    self.malformed += 1
+        return messages
+
+    def send(self, peer: bytes, frame: bytes) -> bool:
+        """Send a frame to a peer; whether the peer is there. One that is behind gets none."""
+        try:
+            self._socket.send_multipart((peer, frame), NOBLOCK)
+        except zmq.Again:
+            return True
+        except zmq.ZMQError:  # no route
+            return False
+        return True
