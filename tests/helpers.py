@@ -55,11 +55,11 @@ def wait_until_ready(child: subprocess.Popen[bytes]) -> None:
 
 
 def statistics(child: subprocess.Popen[bytes]) -> tuple[int, int, int, int]:
-    """Return how many records were read, sent, queued and dropped, as SIGHUP tells."""
+    """Return how many records were read, delivered, queued and dropped, as SIGHUP tells."""
     wait_until_ready(child)
     child.send_signal(signal.SIGHUP)
     while line := child.stderr.readline():
-        if match := re.search(rb"(\d+) read, (\d+) sent, (\d+) queued, (\d+) dropped", line):
+        if match := re.search(rb"(\d+) read, (\d+) \w+, (\d+) queued, (\d+) dropped", line):
             return tuple(map(int, match.groups()))
     raise AssertionError("no statistics on standard error")
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -23,6 +24,7 @@ from helpers import (
     losses,
     push,
     sent,
+    statistics,
     wait_until,
     wait_until_ready,
 )
@@ -47,16 +49,6 @@ def messages(*paths):
 def feed(child, data):
     child.stdin.write(data)
     child.stdin.flush()
-
-
-def statistics(child):
-    """Return how many records were read, acknowledged, queued and dropped, as SIGHUP tells."""
-    wait_until_ready(child)
-    child.send_signal(signal.SIGHUP)
-    while line := child.stderr.readline():
-        if match := re.search(rb"(\d+) read, (\d+) ack\w+, (\d+) queued, (\d+) dropped", line):
-            return tuple(map(int, match.groups()))
-    raise AssertionError("no statistics on standard error")
 
 
 def fill_spool(spool, data=b"1\n2\n"):
@@ -253,6 +245,20 @@ def test_what_the_queue_has_no_room_for_is_dropped_and_counted(start, endpoint, 
     assert SUMMARY.fullmatch(child.stdout.read())[1] == b"%d" % queued
     kept = range(dropped + 1, total + 1) if policy == "drop-oldest" else range(1, queued + 1)
     assert got == list(kept)
+
+
+def test_the_last_line_waits_for_room_on_the_disk_too(start, endpoint, spool, tmp_path):
+    start(ZMQPULL, "-qa", endpoint, "--to", tmp_path / "all")
+    command = f"ulimit -S -f 8; exec {ZMQPUSH} --spool {spool} -c {endpoint}"
+    child = start("bash", "-c", command)
+    feed(child, b"a" * 20_000)  # no newline: it comes with the end of the input
+    child.stdin.close()
+    child.stdin = None
+    assert b"the spool is full" in child.stderr.readline()
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+    code, out, _ = finish(child)
+    assert (code, SUMMARY.fullmatch(out)[1]) == (0, b"1")
 
 
 # What cannot be used.
@@ -551,6 +557,19 @@ def test_a_sender_that_is_stopped_does_not_keep_it_from_ending(start, endpoint, 
     child.terminate()
 
     assert finish(child)[::2] == (0, b"zmqpull: 1 records written\n")
+
+
+def test_a_hangup_while_it_takes_leave_changes_nothing(start, endpoint, tmp_path):
+    options = ("--to", tmp_path / "to/{type}", "--state", tmp_path / "state")
+    child = start(ZMQPULL, "-a", endpoint, *options)
+    with bare(zmq.DEALER, endpoint) as peer:
+        deliver(peer, greet(peer)[1], 1, b"1")
+        child.terminate()
+        receive(peer, Goodbye)  # and no answer
+        child.send_signal(signal.SIGHUP)
+        code, _, err = finish(child)
+
+    assert (code, err) == (0, b"zmqpull: 1 records written\n" * 2)
 
 
 # An idle process.

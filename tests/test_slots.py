@@ -183,14 +183,18 @@ def test_looking_changes_nothing(directory):
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    "name", ["note", "00", "01", "-1", "1 ", "\u0661", ".hidden", "lost+found", "0\n"]
-)
+@pytest.mark.parametrize("name", ["note", "00", "01", "-1", "1 ", "\u0661", ".hidden", "0\n"])
 @pytest.mark.parametrize("taking", [True, False])
 def test_a_directory_with_other_names_is_no_spool(directory, name, taking):
     (directory / name).mkdir(parents=True)
 
     assert_foreign(directory, taking, re.escape(f"{directory} is no spool: it holds {name!r}"))
+
+
+def test_a_spool_may_be_a_file_system_of_its_own(directory):
+    (directory / "lost+found").mkdir(parents=True)
+
+    assert take_slot(directory, 1).name == "0"
 
 
 def assert_foreign(directory, taking, match):

@@ -261,9 +261,11 @@ class AckedOutlet:
     async def drain(self) -> None:
         """Return once everything is acknowledged."""
         while self._store.records:
-            self._moved.clear()
-            await self._moved.wait()
-            self._retry()
+            if self._store.full:
+                await self.room()
+            else:
+                self._moved.clear()
+                await self._moved.wait()
 
     async def close(self, ending: Ending) -> Outcome:
         """

@@ -34,7 +34,6 @@ class DealerLink(Link):
             zmq.MAXMSGSIZE: _MAX_REPLY_BYTES,
         }
         super().__init__(zmq.DEALER, Endpoints(connect=(endpoint,)), options, context)
-        self.endpoint = endpoint
 
     @property
     def connected(self) -> bool:

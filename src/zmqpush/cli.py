@@ -123,8 +123,9 @@ Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_F
 the TOML file. Without --ack delivery is as sure as ZeroMQ's PUSH socket: records that libzmq
 has accepted may be lost when the receiver dies. With --ack a record counts when zmqpull has
 it safe, and with --spool it survives until then whatever dies. Exit codes: 0 all delivered,
-1 something was dropped, lost or left unread, 2 usage, 69 no receiver, 74 unreadable input or
-a failing spool, 75 the rest is in the spool, or others use it, 78 bad configuration.""",
+1 something was dropped, lost or left unread, 2 usage, 69 no receiver and no spool, 74
+unreadable input or a failing spool, 75 the rest is in the spool, or others use it, 78 bad
+configuration.""",
 )
 @click.argument("logtype", default="syslog", envvar="ZMQPUSH_LOGTYPE")
 @click.option(
@@ -204,7 +205,7 @@ a failing spool, 75 the rest is in the spool, or others use it, 78 bad configura
 @click.option(
     "--spread",
     is_flag=True,
-    help="With --ack, order the receivers at random, not as they are given.",
+    help="With --ack, try the receivers in an order that differs from spool to spool.",
 )
 @click.option(
     "--spool",
@@ -301,9 +302,9 @@ Examples:
   zmqpull --ack-bind 'tcp://*:5015' --state /var/lib/zmqpull --to '/var/log/{host}/%Y%m%d.ndjson'
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
-file. SIGHUP reopens the files. Exit codes: 0 done, 2 usage, 69 the endpoint cannot be used,
-74 the output or the state cannot be written, 75 another process uses the state, 78 bad
-configuration.""",
+file. SIGHUP reopens the files. Exit codes: 0 done, 1 something plain was lost at the end, 2
+usage, 69 the endpoint cannot be used, 74 the output or the state cannot be written, 75 another
+process uses the state, 78 bad configuration.""",
 )
 @click.option(
     "-b",
@@ -355,7 +356,7 @@ configuration.""",
     "-n",
     "--count",
     type=click.IntRange(min=1),
-    help="Stop after so many records, at the end of a block if it is acknowledged.",
+    help="Stop after so many records; if they are acknowledged, at the end of what has come.",
 )
 @_common
 def pull(

@@ -95,6 +95,7 @@ class Puller:
         self._committing = asyncio.Lock()
         self._background = ThreadPoolExecutor(1)  # syncs files, then the state, in order
         self._reopen_due = False
+        self._ended = False  # all is written and remembered
         self._written = 0
         self._plain_unwritten = 0
         self._until: float | None = None
@@ -136,8 +137,10 @@ class Puller:
     async def _receive_all(self) -> None:
         await asyncio.gather(self._receive_plain(), self._receive_acked())
         await self._commit()
-        if self._state:
-            await self._in_background(self._state.close)
+        async with self._committing:
+            self._ended = True
+            if self._state:
+                await self._in_background(self._state.close)
         if self._acked:
             fault_point("all-acknowledged")
             with contextlib.suppress(TimeoutError):
@@ -154,6 +157,7 @@ class Puller:
             await link.readable()
             for peer, answer in link.receive():
                 self._receiver.receive(peer, answer, time.monotonic())
+            await asyncio.sleep(0)  # the time limit gets a turn, however much they send
         await link.close()
 
     async def _in_background(self, work: Callable[[], None]) -> None:
@@ -257,6 +261,8 @@ class Puller:
     async def _commit(self) -> None:
         """Write what has arrived, make it safe with all that was written, and acknowledge it."""
         async with self._committing:
+            if self._ended:
+                return
             async with self._writing:
                 arrivals, self._arrivals = self._arrivals, []
                 forgotten = self._receiver.take_forgotten()

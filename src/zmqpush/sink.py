@@ -90,8 +90,7 @@ class Sink:
     """
 
     def __init__(self, to: str, reporter: Reporter, *, safe: bool) -> None:
-        # The state may be read from another working directory.
-        self._to = to if to == "-" else os.path.abspath(to)
+        self._to = to
         self._reporter = reporter
         self._safe = safe
         self._files: OrderedDict[str, _File] = OrderedDict()  # by path; used last, last
@@ -101,7 +100,7 @@ class Sink:
         self._output: Output | None = None  # that is being written
         self.varies = bool(TEMPLATE_FIELD.search(to)) or "%" in to
         if not self.varies:
-            self._open(self._to)
+            self._open(self.path({}))
 
     @property
     def labelled(self) -> bool:
@@ -115,11 +114,12 @@ class Sink:
 
     def path(self, labels: Mapping[str, str]) -> str:
         """Return which file it is now for records with these labels."""
-        if not self.varies:
+        if self._to == "-":
             return self._to
-        template = time.strftime(self._to)
+        template = time.strftime(self._to) if self.varies else self._to
         path = TEMPLATE_FIELD.sub(lambda match: _file_name(labels.get(match[1], "")), template)
-        return "/".join(_cut(name, _MAX_NAME_BYTES) for name in path.split("/"))
+        # Absolute, since the state may be read from another working directory.
+        return os.path.abspath("/".join(_cut(name, _MAX_NAME_BYTES) for name in path.split("/")))
 
     def _open(self, path: str) -> None:
         while len(self._files) >= MAX_OPEN:
@@ -230,7 +230,7 @@ class Sink:
         """
         if self.varies:
             await asyncio.Event().wait()
-        await self._files[self._to].output.closed()
+        await self._files[self.path({})].output.closed()
 
 
 def _length(path: str, file: _File) -> Length:

@@ -113,6 +113,7 @@ def _make_directory(path: Path) -> None:
 
 def _list_slots(directory: Path) -> list[Path]:
     names = sorted(os.listdir(directory), key=lambda name: (len(name), name))
+    names = [name for name in names if name != "lost+found"]  # of a file system of its own
     for name in names:
         status = os.lstat(directory / name)
         if not (_SLOT_NAME.fullmatch(name) and stat.S_ISDIR(status.st_mode)):

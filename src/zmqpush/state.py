@@ -81,7 +81,8 @@ class State:
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite may have done so itself
+                self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
 
@@ -188,12 +189,17 @@ class State:
 
 
 def _find(path: str, inode: int) -> str | None:
-    """Return where the file is now: somebody may have renamed it within its directory."""
+    """
+    Return where the file is now: somebody may have renamed it within its directory.
+
+    To a name that begins alike, as after a rotation: another file may have got its inode.
+    """
     with contextlib.suppress(OSError):
         if os.stat(path).st_ino == inode:
             return path
+    stem = os.path.basename(path).partition(".")[0]
     with contextlib.suppress(OSError), os.scandir(os.path.dirname(path) or ".") as entries:
         for entry in entries:
-            if entry.inode() == inode:
+            if entry.inode() == inode and entry.name.startswith(stem):
                 return entry.path
     return None
