@@ -37,8 +37,8 @@ from zmqpush.sink import MAX_OPEN, Sink
 from zmqpush.state import State
 from zmqpush.telemetry import Reporter
 
-# What a byte that is not yet acknowledged costs: it exists twice, for a moment, and the
-# allocator and the connections want their share.
+# What a byte that is not yet acknowledged costs: the allocator and the connections want
+# their share, too.
 _MEMORY_PER_BYTE = 2
 # How often silent sessions are looked for, in seconds.
 _EXPIRY_INTERVAL = 5.0

@@ -99,8 +99,10 @@ class Sink:
         self._closed: set[str] = set()
         self._output: Output | None = None  # that is being written
         self.varies = bool(TEMPLATE_FIELD.search(to)) or "%" in to
+        # Absolute, since the state may be read from another working directory.
+        self._fixed_path = to if to == "-" else os.path.abspath(to)
         if not self.varies:
-            self._open(self.path({}))
+            self._open(self._fixed_path)
 
     @property
     def labelled(self) -> bool:
@@ -114,11 +116,10 @@ class Sink:
 
     def path(self, labels: Mapping[str, str]) -> str:
         """Return which file it is now for records with these labels."""
-        if self._to == "-":
-            return self._to
-        template = time.strftime(self._to) if self.varies else self._to
+        if not self.varies:
+            return self._fixed_path
+        template = time.strftime(self._to)
         path = TEMPLATE_FIELD.sub(lambda match: _file_name(labels.get(match[1], "")), template)
-        # Absolute, since the state may be read from another working directory.
         return os.path.abspath("/".join(_cut(name, _MAX_NAME_BYTES) for name in path.split("/")))
 
     def _open(self, path: str) -> None:
@@ -230,7 +231,7 @@ class Sink:
         """
         if self.varies:
             await asyncio.Event().wait()
-        await self._files[self.path({})].output.closed()
+        await self._files[self._fixed_path].output.closed()
 
 
 def _length(path: str, file: _File) -> Length:
