@@ -18,7 +18,7 @@ OPTIONS = {
     ZMQPUSH: COMMON.union(
         ("--format", "--field", "--framing", "--null", "--delimiter", "--max-line"),
         ("--queue-max", "--when-full", "--timeout", "--ack", "--spread", "--spool"),
-        ("--spool-max", "--spool-slots", "--spool-status", "--sync"),
+        ("--spool-max", "--spool-slots", "--spool-status", "--sync", "--omprog", "--confirm"),
     ),
     ZMQPULL: COMMON | {"--to", "--count", "--ack-bind", "--state", "--memory"},
 }

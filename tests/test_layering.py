@@ -10,6 +10,7 @@ import zmqpush
 ROOT = Path(zmqpush.__file__).parent
 # What knows no I/O, and what every file may use.
 PURE = {
+    "core.dialogue",
     "core.envelope",
     "core.frames",
     "core.framing",
@@ -22,8 +23,9 @@ PURE = {
 VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors", "faults"}
 ALLOWED = {
     "__main__": {"cli"},
-    "cli": {"config", "values", "push", "pull", "slots"},
-    "push": {"source", "outlet", "plain", "acked", "endings"},
+    "cli": {"config", "values", "omprog", "push", "pull", "slots"},
+    "push": {"source", "omprog", "outlet", "plain", "acked", "endings"},
+    "omprog": {"source"},
     "outlet": {"endings"},
     "plain": {"outlet", "links", "endings"},
     "acked": {"outlet", "spool", "slots", "unacked_queue", "acked_links", "endings"},

@@ -22,7 +22,7 @@ from zmqpush.core.sender import Redial, Sender
 from zmqpush.endings import Ending
 from zmqpush.faults import fault_point
 from zmqpush.outlet import Outcome
-from zmqpush.settings import PushSettings, Sync
+from zmqpush.settings import Confirm, PushSettings, Sync
 from zmqpush.slots import take_slot
 from zmqpush.spool import Spool, SyncJob
 from zmqpush.telemetry import Outage, Reporter
@@ -260,12 +260,26 @@ class AckedOutlet:
 
     async def drain(self) -> None:
         """Return once everything is acknowledged."""
-        while self._store.records:
+        await self._settle(Confirm.REMOTE)
+
+    async def confirm(self) -> None:
+        """Return once everything is as safe as ``--confirm`` says."""
+        await self._settle(self._settings.confirm)
+
+    async def _settle(self, level: Confirm) -> None:
+        while not self._is_safe(level):
             if self._store.full:
                 await self.room()
             else:
                 self._moved.clear()
                 await self._moved.wait()
+
+    def _is_safe(self, level: Confirm) -> bool:
+        if self._spool and level is Confirm.WRITE:
+            return not self._spool.unsafe
+        if self._spool and level is Confirm.FSYNC:
+            return self._spool.synced
+        return not self._store.records
 
     async def close(self, ending: Ending) -> Outcome:
         """

@@ -18,10 +18,12 @@ from zmqpush import __version__, config, values
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
 from zmqpush.errors import EXIT_INTERNAL, EXIT_USAGE, ZmqpushError
+from zmqpush.omprog import claim_stdout
 from zmqpush.queue import WhenFull
 from zmqpush.settings import (
     DEFAULT_ACK_ENDPOINT,
     DEFAULT_ENDPOINT,
+    Confirm,
     Endpoints,
     PullSettings,
     PushSettings,
@@ -223,19 +225,27 @@ configuration.""",
 @click.option(
     "--spool-slots",
     type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
     metavar="N",
-    help="How many processes may use the spool at once.",
+    help="How many processes may use the spool at once.  [default: 1, with --omprog 8]",
 )
 @click.option("--spool-status", is_flag=True, help="Tell what the spool holds, and exit.")
 @click.option(
     "--sync",
     type=_choice(Sync),
-    default=Sync.INTERVAL.value,
-    show_default=True,
     help="When to sync the spool: after each block, at most every 50 ms, or never. Only what is "
-    "synced is sent.",
+    "synced is sent.  [default: interval, with --omprog block]",
+)
+@click.option(
+    "--omprog",
+    is_flag=True,
+    help='Answer rsyslog\'s omprog (confirmMessages="on", useTransactions) when a message is safe; '
+    "implies --ack.",
+)
+@click.option(
+    "--confirm",
+    type=_choice(Confirm),
+    help="What safe means: in the spool, synced in the spool, or at the receiver.  [default: "
+    "remote, with --spool fsync]",
 )
 @click.option(
     "--timeout",
@@ -258,6 +268,7 @@ def push(
 
     LOGTYPE is the type that the records carry.  [default: syslog]
     """
+    answers = claim_stdout() if options["omprog"] else None
     from zmqpush.push import Pusher
 
     if null and delimiter:
@@ -267,11 +278,14 @@ def push(
 
     if spool_status and not options["spool"]:
         raise click.UsageError("--spool-status needs --spool")
+    if options["confirm"] and not options["omprog"]:
+        raise click.UsageError("--confirm says when --omprog answers")
+    _choose_defaults(options)
 
     async def main() -> int:
         if spool_status:
             return _tell_spool_status(options["spool"])
-        options["ack"] = ack = options["ack"] or options["spool"] is not None
+        ack = options["ack"]
         if not bind and not connect:
             endpoints = Endpoints(connect=(DEFAULT_ACK_ENDPOINT if ack else DEFAULT_ENDPOINT,))
         else:
@@ -286,9 +300,11 @@ def push(
                 "framing": Framing(options["framing"]),
                 "when_full": WhenFull(options["when_full"]),
                 "sync": Sync(options["sync"]),
+                "confirm": Confirm(options["confirm"]),
             },
         )
-        return await Pusher(settings, Reporter("zmqpush", quiet=settings.quiet)).run()
+        reporter = Reporter("zmqpush", quiet=settings.quiet)
+        return await Pusher(settings, reporter, answers=answers).run()
 
     _run("zmqpush", main())
 
@@ -375,6 +391,15 @@ def pull(
         return await Puller(settings, Reporter("zmqpull", quiet=settings.quiet)).run()
 
     _run("zmqpull", main())
+
+
+def _choose_defaults(options: dict[str, Any]) -> None:
+    """Fill in what depends on other options."""
+    omprog, spool = options["omprog"], options["spool"] is not None
+    options["ack"] = options["ack"] or spool or omprog
+    options["confirm"] = options["confirm"] or (Confirm.FSYNC if spool else Confirm.REMOTE)
+    options["sync"] = options["sync"] or (Sync.BLOCK if omprog else Sync.INTERVAL)
+    options["spool_slots"] = options["spool_slots"] or (8 if omprog else 1)
 
 
 def _tell_spool_status(spool: Path) -> int:

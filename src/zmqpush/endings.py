@@ -87,7 +87,7 @@ class Ending:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
             self._give_up(Reason.SIGNAL)
             return
-        self._loop.call_later(self._grace, self._give_up, Reason.SIGNAL)
+        self.begin_grace()
         if at_once:
             self._stop_reading()
         else:
@@ -101,6 +101,10 @@ class Ending:
             self._stop_reading()
         else:
             self._loop.call_later(_QUIET, self._stop_when_quiet, now)
+
+    def begin_grace(self) -> None:
+        """Give up when the grace period has gone by from now on."""
+        self._loop.call_later(self._grace, self._give_up, Reason.SIGNAL)
 
     @property
     def signalled(self) -> bool:

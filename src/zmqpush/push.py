@@ -5,18 +5,24 @@ The ``zmqpush`` program: wires the stages and owns the order of shutdown.
 
     Source ─ LineSplitter ─ Envelope ─┬ PlainOutlet: Queue ─ PushLink
      bytes      blocks      payloads  └ AckedOutlet: UnackedQueue or Spool ─ Sender ─ DealerLink
+
+With ``--omprog`` a :class:`zmqpush.omprog.Conversation` stands between the source and the
+splitter, and has the messages that it reads confirmed.
 """
 
 import asyncio
 import os
 import socket
 import time
+from collections.abc import Awaitable, Callable
 
-from zmqpush.core.envelope import Envelope
+from zmqpush.core.dialogue import MarkFilter
+from zmqpush.core.envelope import Envelope, Format
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
 from zmqpush.errors import EXIT_LATER, EXIT_LOSS, EXIT_NO_RECEIVER, SourceError
+from zmqpush.omprog import Conversation, wants_answers
 from zmqpush.outlet import Outcome, Outlet
 from zmqpush.settings import PushSettings
 from zmqpush.source import Source
@@ -30,6 +36,8 @@ _READ_BYTES_SINGLE = 1 << 16
 # empty lines is mostly envelope.
 _PAYLOAD_BYTES = 16 << 20
 _PAYLOAD_BYTES_ACK = 8 << 20
+# rsyslog writes as soon as it has its answer; a read waits so long for that, in milliseconds.
+_DIALOGUE_LINGER = 1
 
 
 class Pusher:
@@ -40,6 +48,7 @@ class Pusher:
         settings: What to do.
         reporter: Where to say what happens.
         fd: The descriptor to read.
+        answers: With ``--omprog``, where rsyslog may read answers.
 
     Raises:
         SourceError: If the input cannot be read.
@@ -49,18 +58,28 @@ class Pusher:
 
     """
 
-    def __init__(self, settings: PushSettings, reporter: Reporter, fd: int = 0) -> None:
+    def __init__(
+        self,
+        settings: PushSettings,
+        reporter: Reporter,
+        fd: int = 0,
+        answers: int | None = None,
+    ) -> None:
         self._settings = settings
         self._reporter = reporter
         self._started = time.monotonic()
-        self._splitter = LineSplitter(settings.delimiter, settings.max_line)
+        converses = answers is not None and wants_answers(answers)
+        self._delimiter = settings.delimiter
+        if converses and settings.format is not Format.RAW:
+            self._delimiter = b"\0"  # rsyslog's messages may hold newlines, but no NUL
+        self._splitter = LineSplitter(self._delimiter, settings.max_line)
         self._envelope = Envelope(
             format=settings.format,
             logtype=settings.logtype,
             pid=os.getpid(),
             host=socket.gethostname(),
             fields=settings.fields,
-            delimiter=settings.delimiter,
+            delimiter=self._delimiter,
         )
         single = settings.framing is Framing.SINGLE and not settings.ack
         payload_bytes = _PAYLOAD_BYTES_ACK if settings.ack else _PAYLOAD_BYTES
@@ -68,21 +87,28 @@ class Pusher:
             _READ_BYTES_SINGLE if single else _READ_BYTES,
             payload_bytes // self._envelope.overhead_bytes,
         )
-        self._source = Source(fd, max(1, max_bytes))
+        self._source = Source(fd, max(1, max_bytes), _DIALOGUE_LINGER if converses else 0)
+        self._conversation: Conversation | None = None
+        if answers is not None and converses:
+            self._conversation = Conversation(self._source, answers, max(1, max_bytes))
+        self._marks = MarkFilter() if settings.omprog and not converses else None
         self._outlet: Outlet
+        self._confirm: Callable[[], Awaitable[None]]
         if settings.ack:
             from zmqpush.acked import AckedOutlet  # each starts faster without the other
 
-            self._outlet = AckedOutlet(settings, reporter)
+            self._outlet = outlet = AckedOutlet(settings, reporter)
+            self._confirm = outlet.confirm
         else:
             from zmqpush.plain import PlainOutlet
 
             self._outlet = PlainOutlet(settings, reporter, self._envelope.separator)
-        self._read = 0
+        self._read = self._confirmed = 0
         self._ending = Ending(
             settings.grace,
             self._source.stop,
-            is_quiet=lambda: self._source.waiting,
+            # rsyslog may get the same signal and has more to say, until it closes its end.
+            is_quiet=lambda: self._source.waiting and not converses,
             progress=lambda: self._source.reads,
         )
 
@@ -102,13 +128,15 @@ class Pusher:
         delivering = asyncio.create_task(outlet.run())
         failure = 0
         try:
-            await ending.unless_given_up(self._read_all(), beside=delivering)
+            reading = self._converse() if self._conversation else self._read_all()
+            await ending.unless_given_up(reading, beside=delivering)
         except SourceError as exc:  # what was read before is still delivered or counted
             self._reporter.warn(str(exc))
             failure = exc.exit_code
         self._take(self._splitter.finish())
         ending.limit_stall(self._settings.timeout, lambda: outlet.progress)
-        await ending.unless_given_up(outlet.drain(), beside=delivering)
+        if not self._unconfirmed:
+            await ending.unless_given_up(outlet.drain(), beside=delivering)
         delivering.cancel()
         outcome = await outlet.close(ending)
         self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
@@ -117,7 +145,15 @@ class Pusher:
             self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
         return self._settle(outcome, unread) or failure
 
+    @property
+    def _unconfirmed(self) -> int:
+        """How many records rsyslog hands over again, since they were not confirmed."""
+        return self._read - self._confirmed if self._conversation else 0
+
     def _settle(self, outcome: Outcome, unread: int) -> int:
+        if unconfirmed := min(self._unconfirmed, outcome.lost):
+            outcome = outcome._replace(lost=outcome.lost - unconfirmed)
+            self._reporter.notice(f"{unconfirmed} not confirmed: rsyslog has them")
         if self._envelope.invalid_bytes:
             self._reporter.notice(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
         if any(outcome[1:]):
@@ -127,16 +163,30 @@ class Pusher:
             return EXIT_NO_RECEIVER
         if outcome.dropped or outcome.lost or unread:
             return EXIT_LOSS
-        return EXIT_LATER if outcome.spooled else 0
+        return EXIT_LATER if outcome.spooled or unconfirmed else 0
 
     async def _read_all(self) -> None:
         while chunk := await self._source.read():
             self._take(self._splitter.feed(chunk))
             await self._outlet.room()
 
+    async def _converse(self) -> None:
+        assert self._conversation
+        await self._conversation.run(self._make_safe)
+        self._ending.begin_grace()  # rsyslog waits for our end, and not for long
+
+    async def _make_safe(self, messages: list[bytes]) -> None:
+        self._take(self._splitter.feed(self._delimiter.join((*messages, b""))))
+        await self._confirm()
+        self._confirmed = self._read
+
     def _take(self, blocks: list[Block]) -> None:
         now = time.time()
         for block in blocks:
+            if self._marks:
+                if (lines := self._marks.strip(block.data)) is None:
+                    continue
+                block = block._replace(data=lines)
             payload = self._envelope.format(block, now)
             self._read += payload.records
             self._outlet.put(payload)

@@ -109,6 +109,14 @@ class Sync(StrEnum):
     BLOCK = "block"
 
 
+class Confirm(StrEnum):
+    """What a message must have reached before rsyslog is told that it is safe."""
+
+    WRITE = "write"
+    FSYNC = "fsync"
+    REMOTE = "remote"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushSettings:
     """
@@ -136,6 +144,8 @@ class PushSettings:
     spool_max: int = 1 << 30
     spool_slots: int = 1
     sync: Sync = Sync.INTERVAL
+    omprog: bool = False
+    confirm: Confirm = Confirm.REMOTE
     grace: float = 4.0
     timeout: float | None = None
     quiet: bool = False
@@ -145,6 +155,8 @@ class PushSettings:
             raise ValueError("--spread orders the receivers of --ack")
         if self.ack:
             self._check_ack()
+        if self.omprog:
+            self._check_omprog()
         if self.format is Format.RAW and self.framing is Framing.ARRAY:
             raise ValueError("--framing array makes JSON of records and cannot hold --format raw")
 
@@ -157,6 +169,16 @@ class PushSettings:
             raise ValueError("--ack --format raw needs lines that end with a newline")
         if self.max_line > MAX_ACK_LINE_BYTES:
             raise ValueError(f"--max-line can be {MAX_ACK_LINE_BYTES >> 20}MiB with --ack")
+
+    def _check_omprog(self) -> None:
+        if self.delimiter != b"\n":
+            raise ValueError("--omprog reads what rsyslog writes: newlines end its messages")
+        if self.when_full is not WhenFull.BLOCK:
+            raise ValueError("--omprog lets rsyslog keep what finds no room: --when-full block")
+        if self.confirm is not Confirm.REMOTE and not self.spool:
+            raise ValueError(f"--confirm {self.confirm} needs a --spool to hold the messages")
+        if self.confirm is Confirm.FSYNC and self.sync is Sync.OFF:
+            raise ValueError("--confirm fsync and --sync off exclude each other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

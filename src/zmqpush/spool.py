@@ -254,6 +254,11 @@ class Spool:
         return sum(payload.records for payload in self._held)
 
     @property
+    def synced(self) -> bool:
+        """Whether every record is as safe as the policy makes it."""
+        return not self._held and self._synced == self._next - 1
+
+    @property
     def full(self) -> bool:
         """Whether reading must wait for room."""
         return bool(self._held) or self._recent_bytes >= _UNSYNCED_BYTES

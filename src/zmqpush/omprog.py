@@ -1,0 +1,117 @@
+"""
+The program's end of rsyslog's ``omprog``: what is read is answered once it is safe.
+
+What a message asks for is the business of :class:`zmqpush.core.dialogue.Dialogue`; here
+are its descriptors and its timer. rsyslog writes nothing until it has its answer. So all
+that is there to be read, up to a newline, is one message, even if it has several lines.
+"""
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from zmqpush.core.dialogue import KEEP_ALIVE, OK, Dialogue
+from zmqpush.faults import fault_point
+from zmqpush.source import Source
+
+# A message waits for its answer; that rsyslog shall wait on is said so often, in seconds
+# (it gives up after ``confirmTimeout``, 10 s), and not more often than fits into the line
+# of 4095 bytes that it reads. Then rsyslog had better begin anew.
+_KEEP_ALIVE_INTERVAL = 1.0
+_MAX_KEEP_ALIVES = 4000
+
+
+def claim_stdout() -> int:
+    """
+    Return a descriptor for the answers; what else is printed goes to standard error now.
+
+    Call it first: one line too many on standard output would confirm a message.
+    """
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    return answers
+
+
+def wants_answers(answers: int) -> bool:
+    """
+    Whether rsyslog waits for answers (``confirmMessages="on"``).
+
+    It reads them from a pipe. Without, standard output and error are the same file, or
+    the same pipe.
+    """
+    mine, error = os.fstat(answers), os.fstat(2)
+    return stat.S_ISFIFO(mine.st_mode) and not os.path.samestat(mine, error)
+
+
+class Conversation:
+    """
+    Reads messages and answers them.
+
+    Args:
+        source: Where rsyslog writes.
+        answers: The descriptor that it reads from.
+        max_bytes: As of :class:`zmqpush.core.dialogue.Dialogue`.
+
+    """
+
+    def __init__(self, source: Source, answers: int, max_bytes: int) -> None:
+        self._source = source
+        self._answers = answers
+        self._dialogue = Dialogue(max_bytes)
+
+    async def run(self, make_safe: Callable[[list[bytes]], Coroutine[Any, Any, None]]) -> None:
+        """
+        Say that we are ready, and answer until rsyslog has closed either end.
+
+        Args:
+            make_safe: Takes messages and returns once they are safe.
+
+        Raises:
+            SourceError: If the input cannot be read.
+
+        """
+        if not self._say(OK + b"\n"):
+            return
+        while (message := await self._read()) is not None:
+            turn = self._dialogue.take(message)
+            if turn.messages:
+                fault_point("message-read")
+                if not await self._keep_alive_while(make_safe(turn.messages)):
+                    return
+                fault_point("message-safe")
+            if not self._say(turn.answer + b"\n"):
+                return
+            fault_point("message-answered")
+
+    async def _read(self) -> bytes | None:
+        message = b""
+        while not message.endswith(b"\n"):
+            chunk = await self._source.read()
+            if not chunk:
+                return None  # what is unfinished is not answered, and comes again
+            message += chunk
+        return message[:-1]
+
+    async def _keep_alive_while(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do the work while rsyslog waits; whether it was done."""
+        working = asyncio.ensure_future(work)
+        try:
+            for _ in range(_MAX_KEEP_ALIVES):
+                done, _pending = await asyncio.wait({working}, timeout=_KEEP_ALIVE_INTERVAL)
+                if done:
+                    working.result()
+                    return True
+                if not self._say(KEEP_ALIVE):
+                    break
+            return False
+        finally:
+            working.cancel()
+
+    def _say(self, text: bytes) -> bool:
+        """Write an answer, in one piece; whether rsyslog is still there."""
+        try:
+            return os.write(self._answers, text) == len(text)
+        except OSError:
+            return False
