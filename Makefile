@@ -43,6 +43,7 @@ bench: $(VENV)/.installed  ## Measure, next to the C yardstick and the peers. AR
 	$(BIN)/python bench/run.py $(ARGS)
 	$(BIN)/python bench/backlog.py $(if $(findstring --smoke,$(ARGS)),--smoke)
 	$(BIN)/python bench/senders.py $(if $(findstring --smoke,$(ARGS)),--smoke)
+	$(BIN)/python bench/rsyslog.py $(if $(findstring --smoke,$(ARGS)),--smoke)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
