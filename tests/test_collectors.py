@@ -421,38 +421,51 @@ def test_the_real_program_takes_its_configuration(check):
     assert done.returncode == 0, done
 
 
-# The commands of the page that receive; tests/test_docs.py runs those that ship.
+# The commands of the page in ``console`` blocks; tests/test_docs.py runs those in ``sh`` blocks.
 
 COMMANDS = re.findall(r"^\$ (.*)", PAGE, re.MULTILINE)
+RECEIVES = [command for command in COMMANDS if command.startswith("zmqpull")]
+SHIPS = [command for command in COMMANDS if command.startswith("app | zmqpush")]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("command", RECEIVES)
 def test_a_command_that_receives_hands_records_on(command, start, tmp_path):
-    reader = tmp_path / "reader"
-    reader.write_text('#!/bin/sh\ntest -r "$2" && exec cat\n')
-    reader.chmod(0o755)
+    program(tmp_path / "app", "echo probe")
     for name in ("logstash", "vector", "fluent-bit"):
-        (tmp_path / name).symlink_to(reader)
-    endpoint = f"ipc://{tmp_path}/socket"
-    command = re.sub(r"tcp://\*:\d+", endpoint, command)
-    command = re.sub(r"/var/(log|lib)", str(tmp_path), command)
-    env = os.environ | {"PATH": f"{tmp_path}:{BIN}:{os.environ['PATH']}"}
+        program(tmp_path / name, 'test -r "$2" && exec cat')
+    ship = "app | zmqpush --connect tcp://logs.example.com:5014"
+    if "--ack-bind" in command:
+        (ship,) = SHIPS
+
+    def bash(command):
+        command = re.sub(r"tcp://(\*|logs\.example\.com):\d+", f"ipc://{tmp_path}/socket", command)
+        return ["bash", "-c", re.sub(r"/var/(log|lib|spool)", str(tmp_path), command)]
+
+    local = {"cwd": ROOT, "env": os.environ | {"PATH": f"{tmp_path}:{BIN}:{os.environ['PATH']}"}}
     with (tmp_path / "out").open("wb") as out:
-        child = start("bash", "-c", command, env=env, cwd=ROOT, stdout=out, start_new_session=True)
+        receiver = start(*bash(command), stdout=out, start_new_session=True, **local)
 
     def arrived():
         written = [tmp_path / "out", *(tmp_path / "all").glob(f"{socket.gethostname()}-app-*")]
         return any(b'"message":"probe"' in path.read_bytes() for path in written)
 
     try:
-        acked = ["--ack"] if "--ack-bind" in command else []
-        assert push(*acked, "-c", endpoint, "app", data=b"probe\n").returncode == 0
+        subprocess.run(bash(ship), check=True, capture_output=True, timeout=PATIENCE, **local)
         wait_until(arrived)
     finally:
-        os.killpg(child.pid, signal.SIGTERM)
+        os.killpg(receiver.pid, signal.SIGTERM)
+
+
+def test_every_command_is_one_of_those():
+    assert sorted(COMMANDS) == sorted(RECEIVES + SHIPS)
 
 
 def test_the_page_shows_a_pipe_for_each_collector():
-    piped = sorted(re.search(r"\| (\S+)", c)[1] for c in COMMANDS if "|" in c)
+    piped = sorted(re.search(r"\| (\S+)", c)[1] for c in RECEIVES if "|" in c)
 
     assert piped == ["fluent-bit", "logstash", "vector"]
