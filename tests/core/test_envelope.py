@@ -67,3 +67,47 @@ def test_arguments_that_are_not_utf8_become_text():
     payload = Envelope(pid=1, logtype="\udcff").format(Block(b"x"), NOON)
 
     assert json.loads(payload.data)["type"] == "\\xff"
+
+
+def ecs(fields: dict[str, str]) -> dict[str, object]:
+    payload = Envelope(format=Format.ECS, pid=1, host="h", fields=fields).format(Block(b""), NOON)
+    record: dict[str, object] = json.loads(payload.data)
+    return record
+
+
+def test_in_ecs_a_field_is_a_label_and_a_dotted_one_a_path():
+    record = ecs({"region": "eu", "labels.x": "1", "service.name": "shop", "host.os.type": "linux"})
+
+    assert record["labels"] == {"region": "eu", "x": "1"}
+    assert record["service"] == {"name": "shop"}
+    assert record["host"] == {"name": "h", "os": {"type": "linux"}}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["host"],
+        ["host.name"],
+        ["process.pid.x"],
+        ["message.x"],
+        ["tags"],
+        ["tags.x"],
+        ["labels.a.b"],
+        ["a."],
+        [".a"],
+        ["."],
+        ["a.b", "a.b.c"],
+        ["a.b.c", "a.b"],
+        ["labels.a", "a"],
+    ],
+)
+def test_in_ecs_two_values_never_meet_in_one_place(names):
+    with pytest.raises(ValueError, match=f"the field {names[-1]!r}"):
+        ecs(dict.fromkeys(names, "x"))
+
+
+def test_in_ecs_a_piece_of_a_long_line_is_tagged():
+    payload = Envelope(format=Format.ECS, pid=1).format(Block(b"x", partial=True), NOON)
+
+    assert json.loads(payload.data)["tags"] == ["partial"]
+    assert "@partial" not in json.loads(payload.data)

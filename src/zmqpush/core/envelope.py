@@ -63,12 +63,13 @@ class Envelope:
         logtype: Its ``type`` (``event.dataset`` in ECS).
         pid: The process that the records are tagged with.
         host: The name of this machine, for the formats that carry it.
-        fields: More fields, added to every record.
+        fields: More fields, added to every record. In ECS a dotted name is a path
+            of objects, and a name without dots is one of the ``labels``.
         delimiter: What stands between the lines of a block.
 
     Raises:
-        ValueError: If ``fields`` has a name that the format itself uses, or any
-            field at all for the format ``raw``.
+        ValueError: If ``fields`` has a name that the format itself uses or has no
+            place for, or any field at all for the format ``raw``.
 
     Attributes:
         separator: What ends each record of a payload: a newline, or for ``raw``
@@ -105,6 +106,8 @@ class Envelope:
             self._constant = {"type": logtype, "@pid": pid}
         if format is Format.LOGSTASH:
             self._constant |= {"@version": "1", "host": host}
+        # ECS has no field of its own for this.
+        self._partial = {"tags": ["partial"]} if format is Format.ECS else {"@partial": True}
         self._add_fields(fields or {})
         self._tail = self._make_tail({})
 
@@ -113,15 +116,23 @@ class Envelope:
         """How much longer a record is than its line, at most, without its escapes."""
         if self._format is Format.RAW:
             return 1
-        return len(_HEAD) + len(self._make_tail({"@timestamp": "x" * 24, "@partial": True})) + 1
+        return len(_HEAD) + len(self._make_tail({"@timestamp": "x" * 24} | self._partial)) + 1
 
     def _add_fields(self, fields: Mapping[str, str]) -> None:
         if fields and self._format is Format.RAW:
             raise ValueError("the format raw has no place for fields")
+        variable = {"message", "@timestamp", *self._partial}
         for name in fields:
-            if name in self._constant or name in {"message", "@timestamp", "@partial"}:
+            if name in self._constant or name in variable:
                 raise ValueError(f"the field {name!r} is part of the format {self._format}")
-        self._constant |= {_to_text(name): _to_text(value) for name, value in fields.items()}
+        texts = {_to_text(name): _to_text(value) for name, value in fields.items()}
+        if self._format is not Format.ECS:
+            self._constant |= texts
+            return
+        for name, value in texts.items():
+            path = name.split(".") if "." in name else ["labels", name]
+            if path[0] in variable or not _place(self._constant, path, value):
+                raise ValueError(f"the format ecs has no place for the field {name!r}")
 
     def _make_tail(self, variable: dict[str, Any]) -> bytes:
         rest = json.dumps(self._constant | variable, ensure_ascii=False, separators=(",", ":"))
@@ -154,7 +165,7 @@ class Envelope:
             moment = datetime.fromtimestamp(read_at, UTC).isoformat(timespec="milliseconds")
             variable["@timestamp"] = moment.replace("+00:00", "Z")
         if block.partial:
-            variable["@partial"] = True
+            variable |= self._partial
         return self._make_tail(variable)
 
     def _escape(self, lines: bytes) -> tuple[bytes, bytes]:
@@ -179,6 +190,20 @@ class Envelope:
         checked = _to_utf8(lines)
         self.invalid_bytes += (len(checked) - len(lines)) // 3  # one byte became four
         return checked
+
+
+def _place(record: dict[str, Any], path: list[str], value: str) -> bool:
+    """Put a value into nested objects; whether it is the only one there, as ECS wants it."""
+    *names, last = path
+    if not all(path) or (names[0] == "labels" and len(path) > 2):  # labels are flat
+        return False
+    for name in names:
+        record = record.setdefault(name, {})
+        if not isinstance(record, dict):
+            return False
+    is_free = last not in record
+    record[last] = value
+    return is_free
 
 
 def _to_utf8(data: bytes) -> bytes:
