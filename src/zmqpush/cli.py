@@ -159,7 +159,8 @@ configuration.""",
     multiple=True,
     type=_Checked("field", values.read_field),
     metavar="KEY=VALUE",
-    help="Add a field to every record; may be repeated.",
+    help="Add a field to every record; may be repeated. In ECS it is a label, or what a name with "
+    "dots says.",
 )
 @click.option(
     "--framing",
@@ -181,7 +182,7 @@ configuration.""",
     default="1MiB",
     show_default=True,
     help="Longest line; a longer one is split, and in JSON all pieces but the last are marked "
-    "@partial.",
+    "@partial (in ECS: tagged partial).",
 )
 @click.option(
     "--queue-max",
