@@ -17,7 +17,9 @@ LOGROTATE = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
 TURNS = 5
 LINES = 2000
 
-pytestmark = pytest.mark.skipif(not LOGROTATE, reason="logrotate is not installed: package logrotate")
+pytestmark = pytest.mark.skipif(
+    not LOGROTATE, reason="logrotate is not installed: package logrotate"
+)
 
 
 def numbers(directory):
