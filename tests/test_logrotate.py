@@ -1,0 +1,87 @@
+"""The configuration of ``contrib/logrotate``, run by the real logrotate."""
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until
+
+CONFIGURATION = Path(__file__).parent.parent / "contrib" / "logrotate" / "zmqpull"
+LOGROTATE = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
+TURNS = 5
+LINES = 2000
+
+pytestmark = pytest.mark.skipif(
+    not LOGROTATE, reason="logrotate is not installed: package logrotate"
+)
+
+
+def numbers(directory):
+    """Return the numbers in all files of a directory, the oldest file first."""
+    files = sorted(
+        directory.iterdir(), key=lambda path: -int((re.findall(r"\d+", path.name) or [0])[0])
+    )
+    text = b"".join(
+        gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        for path in files
+    )
+    whole, _, _ = text.rpartition(b"\n")
+    return [int(json.loads(line)["message"]) for line in whole.splitlines()]
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_each_record_is_in_one_of_the_files_however_they_are_rotated(start, tmp_path, kills):
+    logs, endpoint = tmp_path / "logs", f"ipc://{tmp_path}/acked"
+    logs.mkdir()
+    to = logs / "{type}.ndjson"
+    options = ("-q", "--ack-bind", endpoint, "--state", tmp_path / "state", "--to", to)
+
+    def receive():
+        receiver = start(ZMQPULL, *options)
+        (tmp_path / "pid").write_text(f"{receiver.pid}")
+        return receiver
+
+    receiver = receive()
+    sender = start(ZMQPUSH, "-q", "--spool", tmp_path / "spool", "-c", endpoint, "app")
+    text = CONFIGURATION.read_text().replace("/var/log/zmqpull", str(logs))
+    text = text.replace("su zmqpull zmqpull", "")
+    text, count = re.subn("systemctl .*zmqpull.service", f"kill -HUP $(cat {tmp_path}/pid)", text)
+    configuration = tmp_path / "zmqpull"
+    configuration.write_text(text)
+    configuration.chmod(0o644)
+    current = logs / "app.ndjson"
+    command = [LOGROTATE, "--force", "--state", tmp_path / "status", configuration]
+    for turn in range(TURNS):
+        lines = [b"%d\n" % number for number in range(turn * LINES, turn * LINES + LINES)]
+        sender.stdin.write(b"".join(lines[: LINES // 2]))
+        sender.stdin.flush()
+        wait_until(lambda: current.exists() and current.stat().st_size)
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as rotation:
+            for line in lines[LINES // 2 :]:
+                sender.stdin.write(line)
+                sender.stdin.flush()
+            if kills:
+                receiver.kill()
+                receiver.wait()
+            output = rotation.communicate(timeout=PATIENCE)[0]
+        if kills:
+            receiver = receive()
+        else:
+            assert (rotation.returncode, output) == (0, b"")
+    sender.stdin.close()
+    assert sender.wait(PATIENCE) == 0
+    receiver.terminate()
+    assert receiver.wait(PATIENCE) == 0
+
+    assert count == 1
+    assert numbers(logs) == list(range(TURNS * LINES))
+    names = {f"app.ndjson.{n}{'.gz' if n > 1 else ''}" for n in range(1, TURNS + 1)}
+    assert {path.name for path in logs.iterdir()} - {"app.ndjson"} == names
