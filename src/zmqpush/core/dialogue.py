@@ -86,10 +86,9 @@ class MarkFilter:
             self._has_transactions = lines == _BEGIN or lines.startswith(_BEGIN + b"\n")
         if not self._has_transactions or b" TRANSACTION" not in lines:
             return lines
-        # Each newline belongs to one line only: to the one that it ends.
-        rest = lines + b"\n"
-        for mark in (_BEGIN + b"\n", _COMMIT + b"\n"):
-            while rest.startswith(mark):
-                rest = rest[len(mark) :]
-            rest = rest.replace(b"\n" + mark, b"\n")
-        return rest[:-1] if rest else None
+        rest = b"\n" + lines + b"\n"
+        for mark in (_BEGIN, _COMMIT):
+            # Of two in a row one pass finds the first: they share a newline.
+            while (fewer := rest.replace(b"\n" + mark + b"\n", b"\n")) != rest:
+                rest = fewer
+        return rest[1:-1] if len(rest) > 1 else None
