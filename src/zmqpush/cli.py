@@ -68,7 +68,7 @@ _CONNECT = _Checked("endpoint", check_endpoint)
 _SECONDS = _Checked("seconds", values.read_seconds)
 
 
-def _choice(options: type[StrEnum]) -> click.Choice[str]:
+def _choice(options: type[StrEnum]) -> "click.Choice[str]":
     return click.Choice([option.value for option in options])
 
 
