@@ -186,6 +186,15 @@ def test_an_empty_type_is_none_at_all(pull):
     assert types == ["syslog", "env"]
 
 
+def test_the_state_of_a_spool_that_rsyslog_uses_is_told_on_standard_output(tmp_path):
+    done = run(ZMQPUSH, "--spool", tmp_path, "--timeout", 0, "-c", NOBODY, data=b"x\n")
+    told = run(ZMQPUSH, "--spool", tmp_path, "--spool-status", ZMQPUSH_OMPROG="1")
+
+    assert done.returncode == 75
+    assert told.stdout.startswith(f"{tmp_path}/0: 1 records to be acknowledged".encode())
+    assert (told.returncode, told.stderr) == (0, b"")
+
+
 def test_an_environment_variable_of_an_image_is_no_option(pull):
     done = run(ZMQPUSH, "-c", pull.last_endpoint, data=b"x\n", ZMQPUSH_VERSION="0.1.0")
 

@@ -276,7 +276,7 @@ def push(
 
     LOGTYPE is the type that the records carry.  [default: syslog]
     """
-    answers = claim_stdout() if options["omprog"] else None
+    answers = claim_stdout() if options["omprog"] and not spool_status else None
     from zmqpush.push import Pusher
 
     if null and delimiter:
