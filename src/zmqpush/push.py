@@ -139,7 +139,9 @@ class Pusher:
         delivering.cancel()
         outcome = await outlet.close(ending)
         self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
-        unread = self._source.unread_bytes if ending.signalled else 0
+        unread = 0
+        if ending.signalled and not self._conversation:  # rsyslog has what is not answered
+            unread = self._source.unread_bytes
         if unread:
             self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
         return self._settle(outcome, unread) or failure
