@@ -177,7 +177,9 @@ class Pusher:
         self._ending.begin_grace()  # rsyslog waits for our end, and not for long
 
     async def _make_safe(self, messages: list[bytes]) -> None:
-        self._take(self._splitter.feed(self._delimiter.join((*messages, b""))))
+        lines = self._delimiter.join((*messages, b""))
+        for start in range(0, len(lines), self._max_bytes):  # as much as is read at once
+            self._take(self._splitter.feed(lines[start : start + self._max_bytes]))
         await self._confirm()
         self._confirmed = self._read
 
