@@ -7,9 +7,11 @@ hands over again. With ``useTransactions="on"``, too, marks stand around a batch
 messages, and only the answer to the closing one counts. The contract is that of
 rsyslog's ``plugins/external/INTERFACE.md``.
 
-A message that looks like a mark must not be taken for one, or messages would be
-deferred that rsyslog holds for committed: so the first line of all decides whether there
-are transactions, and inside of one only the closing mark counts.
+A message that looks like a mark should not be taken for one, or messages would be deferred
+that rsyslog holds for committed: so the first line of all decides whether there are
+transactions, and inside of one only the closing mark counts. What looks like that is lost,
+but nothing else is; only a first message of all that looks like the opening mark, where
+there are no transactions, does harm. A template that begins with a date rules out both.
 """
 
 from typing import NamedTuple
