@@ -58,6 +58,7 @@ class Rsyslog:
         command: The program and its arguments.
         errors: The file that the program's standard error is appended to.
         confirm_timeout: In seconds.
+        pipe_bytes: How much the program's standard input holds, when it starts.
 
     Attributes:
         child: The program, while there is one.
@@ -66,11 +67,12 @@ class Rsyslog:
 
     """
 
-    def __init__(self, start, command, errors, confirm_timeout=10.0):
+    def __init__(self, start, command, errors, confirm_timeout=10.0, pipe_bytes=65536):
         self._start = start
         self._command = command
         self._errors = errors
         self.confirm_timeout = confirm_timeout
+        self._pipe_bytes = pipe_bytes
         self.child = None
         self.restarts = 0
 
@@ -80,6 +82,7 @@ class Rsyslog:
         answers, stdout = os.pipe()
         self.messages = os.fdopen(messages, "wb", buffering=0)
         self.answers = os.fdopen(answers, "rb", buffering=0)
+        fcntl.fcntl(self.messages, fcntl.F_SETPIPE_SZ, self._pipe_bytes)
         with open(self._errors, "ab") as errors:
             self.child = self._start(
                 *self._command,
@@ -355,19 +358,19 @@ def test_of_a_message_that_does_not_fit_into_the_pipe_the_rest_is_waited_for(
     pipeline, make, pipe_bytes
 ):
     """It is written when there is room; that may take long, and the wait is longer here."""
-    code = f"""
+    code = """
 import fcntl, zmqpush.source
 zmqpush.source._REST_DELAY = 1.0
 control = fcntl.fcntl
 def limited(fd, what, *args):
-    if what == fcntl.F_SETPIPE_SZ and {pipe_bytes} < args[0]:
+    if what == fcntl.F_SETPIPE_SZ:
         raise PermissionError
     return control(fd, what, *args)
 fcntl.fcntl = limited
 """
     pipeline.receive()
-    rsyslog = make("--format", "raw", command=patched("zmqpush", code)).begin()
-    fcntl.fcntl(rsyslog.messages, fcntl.F_SETPIPE_SZ, pipe_bytes)
+    command = patched("zmqpush", code)
+    rsyslog = make("--format", "raw", command=command, pipe_bytes=pipe_bytes).begin()
     for size in (pipe_bytes, pipe_bytes + 1, 3 * pipe_bytes):
         assert rsyslog.hand_over(b"\n" * size) == OK
 

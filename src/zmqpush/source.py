@@ -57,7 +57,7 @@ class Source:
         self.can_wait = _can_be_waited_for(fd)
         # Without a descriptor of our own, only a read after readiness does not block.
         self._wait_first = False
-        self._pipe_bytes = 0
+        self._pipe_bytes = self._max_bytes = max_bytes
         self._receive: Callable[[], bytes]
         if stat.S_ISSOCK(mode):
             connection = socket.socket(fileno=os.dup(fd))
@@ -128,6 +128,8 @@ class Source:
         """
         if read_bytes >= self._pipe_bytes:
             await asyncio.sleep(_REST_DELAY)
+        elif read_bytes < self._max_bytes:
+            return True  # a read that could have returned more
         return not self.unread_bytes
 
     @property
