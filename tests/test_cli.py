@@ -132,8 +132,22 @@ def test_the_shell_can_complete_options(command):
         (["--timeout", "-1"], "-1"),
         (["--timeout", "nan"], "nan"),
         (["--config", "/nonexistent"], "'/nonexistent' does not exist"),
+        (["--confirm", "remote"], "--confirm says when --omprog answers"),
+        (["--omprog", "--confirm", "disk"], "'fsync'"),
+        (["--omprog", "--confirm", "write"], "--confirm write needs a --spool"),
+        (["--omprog", "--confirm", "fsync"], "--confirm fsync needs a --spool"),
+        (["--omprog", "--spool", "/nonexistent/x", "--sync", "off"], "--sync off exclude"),
+        (["--omprog", "--when-full", "drop-oldest"], "--when-full block"),
+        (["--omprog", "--null"], "newlines end its messages"),
+        (["--omprog", "--delimiter", ";"], "newlines end its messages"),
+        (["--omprog", "--framing", "lines"], "not with --ack"),
+        (["--omprog", "--bind", "tcp://127.0.0.1:*"], "--ack needs receivers to connect to"),
+        (["--omprog", "--max-line", "2MiB"], "--max-line can be 1MiB"),
+        (["--omprog", "--spool-slots", "0"], "1<=x<=64"),
+        (["--omprog", "--nope"], "--nope"),
         (["--nope"], "--nope"),
         (["one", "two"], "two"),
+        (["--omprog", "one", "two"], "two"),
     ],
 )
 def test_a_bad_argument_is_a_usage_error_that_shows_a_good_one(args, good):
@@ -160,6 +174,25 @@ def test_the_environment_alone_configures_a_run_as_omprog_needs_it(pull):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert record.items() >= {"type": "rsyslog", "a": "1", "b": "2"}.items()
     assert (bad.returncode, "'drop-oldest'" in last_words(bad)) == (2, True)
+
+
+def test_an_empty_type_is_none_at_all(pull):
+    # rsyslog makes an empty argument of two spaces in a row.
+    types = []
+    for args, env in ((["", "-q"], {}), (["", "-q"], {"ZMQPUSH_LOGTYPE": "env"})):
+        run(ZMQPUSH, *args, "-c", pull.last_endpoint, data=b"x\n", **env)
+        types.append(json.loads(pull.recv())["type"])
+
+    assert types == ["syslog", "env"]
+
+
+def test_the_state_of_a_spool_that_rsyslog_uses_is_told_on_standard_output(tmp_path):
+    done = run(ZMQPUSH, "--spool", tmp_path, "--timeout", 0, "-c", NOBODY, data=b"x\n")
+    told = run(ZMQPUSH, "--spool", tmp_path, "--spool-status", ZMQPUSH_OMPROG="1")
+
+    assert done.returncode == 75
+    assert told.stdout.startswith(f"{tmp_path}/0: 1 records to be acknowledged".encode())
+    assert (told.returncode, told.stderr) == (0, b"")
 
 
 def test_an_environment_variable_of_an_image_is_no_option(pull):

@@ -7,7 +7,7 @@ Every option is named once, here. Its flag, its environment variable
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,13 +62,21 @@ class _Checked(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no t
             self.fail(str(exc), param, ctx)
 
 
+class _Word(click.Argument):
+    """An argument that is not given if it is empty: rsyslog makes one of two spaces in a row."""
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
+        given = {name: value for name, value in opts.items() if value != ""}
+        return super().consume_value(ctx, given)
+
+
 _SIZE = _Checked("size", values.read_size)
 _BIND = _Checked("endpoint", lambda text: check_endpoint(text, bind=True))
 _CONNECT = _Checked("endpoint", check_endpoint)
 _SECONDS = _Checked("seconds", values.read_seconds)
 
 
-def _choice(options: type[StrEnum]) -> click.Choice[str]:
+def _choice(options: type[StrEnum]) -> "click.Choice[str]":
     return click.Choice([option.value for option in options])
 
 
@@ -129,7 +137,7 @@ it safe, and with --spool it survives until then whatever dies. Exit codes: 0 al
 unreadable input or a failing spool, 75 the rest is in the spool, or others use it, 78 bad
 configuration.""",
 )
-@click.argument("logtype", default="syslog", envvar="ZMQPUSH_LOGTYPE")
+@click.argument("logtype", cls=_Word, default="syslog", envvar="ZMQPUSH_LOGTYPE")
 @click.option(
     "-c",
     "--connect",
@@ -269,7 +277,7 @@ def push(
 
     LOGTYPE is the type that the records carry.  [default: syslog]
     """
-    answers = claim_stdout() if options["omprog"] else None
+    answers = claim_stdout() if options["omprog"] and not spool_status else None
     from zmqpush.push import Pusher
 
     if null and delimiter:

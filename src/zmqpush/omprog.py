@@ -3,7 +3,9 @@ The program's end of rsyslog's ``omprog``: what is read is answered once it is s
 
 What a message asks for is the business of :class:`zmqpush.core.dialogue.Dialogue`; here
 are its descriptors and its timer. rsyslog writes nothing until it has its answer. So all
-that is there to be read, up to a newline, is one message, even if it has several lines.
+that is there to be read is one message, even if it has several lines. Only of a message
+that does not fit into the pipe (1 MiB, as a rule) may a part be taken for the whole: if it
+ends with a newline, and rsyslog does not go on writing within 0.1 s.
 """
 
 import asyncio
@@ -87,12 +89,11 @@ class Conversation:
 
     async def _read(self) -> bytes | None:
         message = b""
-        while not message.endswith(b"\n"):
-            chunk = await self._source.read()
-            if not chunk:
-                return None  # what is unfinished is not answered, and comes again
+        while chunk := await self._source.read():
             message += chunk
-        return message[:-1]
+            if message.endswith(b"\n") and await self._source.turn_is_over(len(message)):
+                return message[:-1]
+        return None  # what is unfinished is not answered, and comes again
 
     async def _keep_alive_while(self, work: Coroutine[Any, Any, None]) -> bool:
         """Do the work while rsyslog waits; whether it was done."""

@@ -36,8 +36,6 @@ _READ_BYTES_SINGLE = 1 << 16
 # empty lines is mostly envelope.
 _PAYLOAD_BYTES = 16 << 20
 _PAYLOAD_BYTES_ACK = 8 << 20
-# rsyslog writes as soon as it has its answer; a read waits so long for that, in milliseconds.
-_DIALOGUE_LINGER = 1
 
 
 class Pusher:
@@ -87,10 +85,11 @@ class Pusher:
             _READ_BYTES_SINGLE if single else _READ_BYTES,
             payload_bytes // self._envelope.overhead_bytes,
         )
-        self._source = Source(fd, max(1, max_bytes), _DIALOGUE_LINGER if converses else 0)
+        self._max_bytes = max(1, max_bytes)
+        self._source = Source(fd, self._max_bytes, in_turns=converses)
         self._conversation: Conversation | None = None
         if answers is not None and converses:
-            self._conversation = Conversation(self._source, answers, max(1, max_bytes))
+            self._conversation = Conversation(self._source, answers, self._max_bytes)
         self._marks = MarkFilter() if settings.omprog and not converses else None
         self._outlet: Outlet
         self._confirm: Callable[[], Awaitable[None]]
@@ -140,7 +139,9 @@ class Pusher:
         delivering.cancel()
         outcome = await outlet.close(ending)
         self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
-        unread = self._source.unread_bytes if ending.signalled else 0
+        unread = 0
+        if ending.signalled and not self._conversation:  # rsyslog has what is not answered
+            unread = self._source.unread_bytes
         if unread:
             self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
         return self._settle(outcome, unread) or failure
@@ -176,7 +177,9 @@ class Pusher:
         self._ending.begin_grace()  # rsyslog waits for our end, and not for long
 
     async def _make_safe(self, messages: list[bytes]) -> None:
-        self._take(self._splitter.feed(self._delimiter.join((*messages, b""))))
+        lines = self._delimiter.join((*messages, b""))
+        for start in range(0, len(lines), self._max_bytes):  # as much as is read at once
+            self._take(self._splitter.feed(lines[start : start + self._max_bytes]))
         await self._confirm()
         self._confirmed = self._read
 

@@ -15,9 +15,15 @@ from zmqpush.descriptors import Readiness, open_again, pending_bytes
 from zmqpush.errors import SourceError
 
 _READS_PER_TURN = 8
-# So often a read looks before it falls asleep, where the writer takes turns with us: that
-# takes some 40 microseconds, and half the time of a turn is saved.
+# A writer that takes turns with us goes on within microseconds, and to fall asleep and be
+# woken takes as long as all the rest of a turn. So often a read looks before it does, which
+# takes some 40 microseconds; then it keeps the loop from other work for a millisecond.
 _WAKEFUL_POLLS = 60
+_LINGER = 1
+# So much such a writer may write at once, if the system lets us have it: what does not fit
+# into the pipe comes in pieces. The rest gets so long to come, in seconds.
+_TURN_BYTES = 1 << 20
+_REST_DELAY = 0.1
 
 
 class Source:
@@ -30,9 +36,7 @@ class Source:
     Args:
         fd: The descriptor to read from; it stays open.
         max_bytes: Most bytes to read at once.
-        linger: How long a read may keep the loop from other work, in milliseconds, when
-            there is nothing: a writer that takes turns with us goes on within
-            microseconds, and to wait in the loop takes longer.
+        in_turns: Whether the writer takes turns with us: it writes, and waits for an answer.
 
     Raises:
         SourceError: If ``fd`` is closed.
@@ -45,7 +49,7 @@ class Source:
 
     """
 
-    def __init__(self, fd: int, max_bytes: int = 1 << 16, linger: int = 0) -> None:
+    def __init__(self, fd: int, max_bytes: int = 1 << 16, *, in_turns: bool = False) -> None:
         try:
             mode = os.fstat(fd).st_mode
         except OSError as exc:
@@ -53,27 +57,29 @@ class Source:
         self.can_wait = _can_be_waited_for(fd)
         # Without a descriptor of our own, only a read after readiness does not block.
         self._wait_first = False
+        self._pipe_bytes = self._max_bytes = max_bytes
         self._receive: Callable[[], bytes]
         if stat.S_ISSOCK(mode):
             connection = socket.socket(fileno=os.dup(fd))
             self._receive = lambda: connection.recv(max_bytes, socket.MSG_DONTWAIT)
         else:
             own = open_again(fd, os.O_RDONLY)
-            if own is not None and stat.S_ISFIFO(mode):
+            if stat.S_ISFIFO(mode):
                 # A pipe holds 64 KiB unless told otherwise. A writer that can run ahead
                 # by two reads does not make us wait for it, nor it for us.
+                wanted = _TURN_BYTES if in_turns else 2 * max_bytes
                 with contextlib.suppress(OSError):
-                    if fcntl.fcntl(own, fcntl.F_GETPIPE_SZ) < 2 * max_bytes:
-                        fcntl.fcntl(own, fcntl.F_SETPIPE_SZ, 2 * max_bytes)
+                    if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < wanted:
+                        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, wanted)
+                self._pipe_bytes = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
             self._wait_first = own is None and self.can_wait
             readable = fd if own is None else own
             self._receive = lambda: os.read(readable, max_bytes)
         self._fd = fd
         self._ready = Readiness(fd)
-        self._linger = linger
+        self._in_turns = in_turns
         self._readable_now = select.poll()
-        if linger:
-            self._readable_now.register(fd, select.POLLIN)
+        self._readable_now.register(fd, select.POLLIN)
         self.reads = 0
         self.waiting = False
         self._stopped = False
@@ -104,13 +110,27 @@ class Source:
         return b""
 
     def _comes_at_once(self) -> bool:
-        if not self._linger:
+        if not self._in_turns:
             return False
-        # To fall asleep and be woken takes as long as all the rest of such a turn.
         for _ in range(_WAKEFUL_POLLS):
             if self._readable_now.poll(0):
                 return True
-        return bool(self._readable_now.poll(self._linger))
+        return bool(self._readable_now.poll(_LINGER))
+
+    async def turn_is_over(self, read_bytes: int) -> bool:
+        """
+        Tell whether a writer that takes turns has written all that it wants to, for now.
+
+        Args:
+            read_bytes: How much of it was read. If that would not have filled the pipe it
+                is sure that nothing follows; else what follows may come too late.
+
+        """
+        if read_bytes >= self._pipe_bytes:
+            await asyncio.sleep(_REST_DELAY)
+        elif read_bytes < self._max_bytes:
+            return True  # a read that could have returned more
+        return not self.unread_bytes
 
     @property
     def unread_bytes(self) -> int:

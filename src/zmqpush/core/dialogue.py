@@ -7,9 +7,11 @@ hands over again. With ``useTransactions="on"``, too, marks stand around a batch
 messages, and only the answer to the closing one counts. The contract is that of
 rsyslog's ``plugins/external/INTERFACE.md``.
 
-A message that looks like a mark must not be taken for one, or messages would be
-deferred that rsyslog holds for committed: so the first line of all decides whether there
-are transactions, and inside of one only the closing mark counts.
+A message that looks like a mark should not be taken for one, or messages would be deferred
+that rsyslog holds for committed: so the first line of all decides whether there are
+transactions, and inside of one only the closing mark counts. What looks like that is lost,
+but nothing else is; only a first message of all that looks like the opening mark, where
+there are no transactions, does harm. A template that begins with a date rules out both.
 """
 
 from typing import NamedTuple
@@ -86,10 +88,9 @@ class MarkFilter:
             self._has_transactions = lines == _BEGIN or lines.startswith(_BEGIN + b"\n")
         if not self._has_transactions or b" TRANSACTION" not in lines:
             return lines
-        # Each newline belongs to one line only: to the one that it ends.
-        rest = lines + b"\n"
-        for mark in (_BEGIN + b"\n", _COMMIT + b"\n"):
-            while rest.startswith(mark):
-                rest = rest[len(mark) :]
-            rest = rest.replace(b"\n" + mark, b"\n")
-        return rest[:-1] if rest else None
+        rest = b"\n" + lines + b"\n"
+        for mark in (_BEGIN, _COMMIT):
+            # Of two in a row one pass finds the first: they share a newline.
+            while (fewer := rest.replace(b"\n" + mark + b"\n", b"\n")) != rest:
+                rest = fewer
+        return rest[1:-1] if len(rest) > 1 else None
