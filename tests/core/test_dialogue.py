@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from zmqpush.core.dialogue import DEFER_COMMIT, OK, Dialogue, MarkFilter
+from zmqpush.core.dialogue import DEFER_COMMIT, OK, REFUSED, Dialogue, MarkFilter
 
 BEGIN, COMMIT = b"BEGIN TRANSACTION", b"COMMIT TRANSACTION"
 MARKS = {BEGIN, COMMIT}
@@ -26,6 +26,7 @@ class Rsyslog:
     def __init__(self, max_bytes=1 << 20):
         self.dialogue = Dialogue(max_bytes)
         self.max_bytes = max_bytes
+        self.began = False
         self.given = []
         self.safe = []
         self.answers = []
@@ -46,7 +47,12 @@ class Rsyslog:
         assert sum(len(text) + 1 for text in self.missing()) < self.max_bytes
 
     def commit(self, messages):
-        """Hand over a transaction."""
+        """Hand over a transaction, and the first one once more, since it is refused."""
+        if not self.began:
+            self.began = True
+            assert self._say(BEGIN) == ([], OK)
+            assert REFUSED in (self._say(message).answer for message in [*messages, COMMIT])
+            assert self.safe == []
         assert self._say(BEGIN) == ([], OK)
         for message in messages:
             self.hand_over(message, in_transaction=True)
@@ -97,6 +103,16 @@ def test_a_transaction_is_made_safe_as_one(transactions):
     assert set(rsyslog.answers) <= {DEFER_COMMIT}
 
 
+@given(st.lists(ORDINARY, max_size=8), SIZES)
+def test_the_first_transaction_is_refused_whole_since_it_may_be_the_rest_of_one(messages, size):
+    dialogue = Dialogue(size)
+    turns = [dialogue.take(message) for message in [BEGIN, *messages, COMMIT]]
+
+    assert [turn.messages for turn in turns] == [[]] * len(turns)
+    assert [turn.answer for turn in turns[:-1]] == [OK, *[DEFER_COMMIT] * len(messages)]
+    assert turns[-1].answer not in (OK, DEFER_COMMIT, b"PREVIOUS_COMMITTED")
+
+
 @given(st.lists(ORDINARY, min_size=1, max_size=8))
 def test_what_is_not_committed_is_never_made_safe(messages):
     dialogue = Dialogue(1 << 20)
@@ -111,7 +127,8 @@ def test_what_is_not_committed_is_never_made_safe(messages):
 )
 def test_of_a_large_transaction_no_more_is_held_than_allowed(max_bytes, released):
     dialogue = Dialogue(max_bytes)
-    dialogue.take(BEGIN)
+    for mark in (BEGIN, COMMIT, BEGIN):
+        dialogue.take(mark)
     turns = [dialogue.take(message) for message in (b"a", b"b", b"c", b"d")]
 
     assert [len(turn.messages) for turn in turns] == released

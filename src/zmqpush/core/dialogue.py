@@ -12,6 +12,12 @@ that rsyslog holds for committed: so the first line of all decides whether there
 transactions, and inside of one only the closing mark counts. What looks like that is lost,
 but nothing else is; only a first message of all that looks like the opening mark, where
 there are no transactions, does harm. A template that begins with a date rules out both.
+
+When a program dies within a transaction, rsyslog goes on with the message at which it
+noticed that, in a transaction of the next program, and does not hand over again what was
+deferred before (rsyslog issue 2420). So a program's first transaction may be the rest of
+one. It is refused: then rsyslog hands over all of it. (Refused as the answer to a message
+that looks like the closing mark, such a rsyslog would lose those before it, too.)
 """
 
 from typing import NamedTuple
@@ -19,6 +25,7 @@ from typing import NamedTuple
 OK = b"OK"
 DEFER_COMMIT = b"DEFER_COMMIT"
 KEEP_ALIVE = b"."
+REFUSED = b"the first transaction may not be whole: once more, please"
 _BEGIN = b"BEGIN TRANSACTION"
 _COMMIT = b"COMMIT TRANSACTION"
 
@@ -51,6 +58,7 @@ class Dialogue:
         self._max_bytes = max_bytes
         self._has_transactions: bool | None = None
         self._open = False
+        self._is_first = True
         self._held: list[bytes] = []
         self._held_bytes = 0
 
@@ -63,7 +71,12 @@ class Dialogue:
             return Turn([], OK)
         if self._has_transactions and message == _COMMIT:
             self._open = False
+            if self._is_first:
+                self._is_first = False
+                return Turn([], REFUSED)
             return Turn(self._release(), OK)
+        if self._open and self._is_first:
+            return Turn([], DEFER_COMMIT)
         self._held.append(message)
         self._held_bytes += len(message) + 1
         if not self._open:
