@@ -25,7 +25,7 @@ test: $(VENV)/.installed  ## Run all tests, against the built and installed pack
 	$(BIN)/pytest
 
 chaos: $(VENV)/.installed  ## Run the fault matrix in its long form: some 40 minutes.
-	ZMQPUSH_CHAOS=long $(BIN)/pytest -o timeout=3600 tests/model tests/test_faults.py tests/test_faults_link.py $(ARGS)
+	ZMQPUSH_CHAOS=long $(BIN)/pytest -o timeout=3600 tests/model tests/test_faults.py tests/test_faults_link.py tests/test_omprog.py tests/test_rsyslog.py $(ARGS)
 
 soak: $(VENV)/.installed  ## Kill both ends for ten minutes and count what arrived.
 	$(BIN)/python bench/soak.py --seconds 600 $(ARGS)
