@@ -15,8 +15,7 @@ from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until
 
 CONTRIB = Path(__file__).parent.parent / "contrib" / "rsyslog"
 RSYSLOGD = shutil.which("rsyslogd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-_MODULES = [Path(p) for p in ("/usr/lib/x86_64-linux-gnu/rsyslog", "/usr/lib64/rsyslog")]
-_MODULES += sorted(Path("/usr/lib").glob("*/rsyslog"))
+_MODULES = [Path("/usr/lib64/rsyslog"), *Path("/usr/lib").glob("*/rsyslog")]
 
 needs_rsyslogd = pytest.mark.skipif(
     RSYSLOGD is None, reason="rsyslogd is not installed (Debian: rsyslog)"
@@ -67,7 +66,8 @@ class Rsyslogd:
         directory: Where everything goes.
 
     Attributes:
-        endpoint: Where the receiver listens, acknowledged.
+        endpoint: Where a receiver that acknowledges listens.
+        plain_endpoint: Where another one does.
         path: The receiver's file.
         local: A file of rsyslogd's own.
         output: What zmqpush says.
