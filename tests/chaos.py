@@ -81,18 +81,29 @@ def number_of(record: bytes) -> int:
     return number
 
 
-def written(*paths: Path) -> list[int]:
-    """Return the numbers in files; what is being written at the end of one does not count."""
+def _numbers(records: list[bytes], cut: bool) -> Iterator[int]:
+    return map(number_of, (r for r in records if not cut or r.startswith(b"<34> ")))
+
+
+def written(*paths: Path, cut: bool = False) -> list[int]:
+    """
+    Return the numbers in files; what is being written at the end of one does not count.
+
+    Args:
+        paths: The files.
+        cut: Leave out raw records of which a kill has cut off the beginning.
+
+    """
     numbers = []
     for path in paths:
         if path.exists():
             whole = path.read_bytes().rpartition(b"\n")[0]
-            numbers += map(number_of, whole.splitlines())
+            numbers += _numbers(whole.splitlines(), cut)
     return numbers
 
 
-def spooled(spool: Path) -> list[int]:
-    """Return the numbers of the records in the segments of a spool, also of acknowledged ones."""
+def spooled(spool: Path, *, cut: bool = False) -> list[int]:
+    """Return the numbers of the records in the segments, also of acknowledged ones; see above."""
     numbers: list[int] = []
     for slot in sorted(spool.glob("*")):
         segments = sorted(path for path in slot.glob("*.seg") if path.is_file())
@@ -100,7 +111,7 @@ def spooled(spool: Path) -> list[int]:
         for segment, end in zip(segments, ends, strict=False):
             for first, payload in entries(segment.read_bytes()):
                 if first < end:
-                    numbers += map(number_of, payload.splitlines())
+                    numbers += _numbers(payload.splitlines(), cut)
     return numbers
 
 

@@ -143,9 +143,14 @@ def manager(here: Path) -> Iterator[Manager]:
     if cgroup is None:
         pytest.skip("a cgroup (version 2) cannot be made here")
     _furnish(here)
-    homes = [path for path in {sys.base_prefix, str(BIN.parent)} if path.startswith("/root/")]
+    ours = {sys.base_prefix, str(BIN.parent)}
+    homes = [path for path in ours if path.startswith("/root/")]
     if homes:
         (here / "units/service.d/home.conf").write_text("[Service]\nProtectHome=no\n")
+    # Each unit has a /tmp of its own; what it runs may lie in ours.
+    temporary = [path for path in ours if path.startswith(("/tmp/", "/var/tmp/"))]
+    seen = "".join(f"BindReadOnlyPaths={path}\n" for path in temporary)
+    (here / "units/service.d/temporary.conf").write_text(f"[Service]\n{seen}")
     variables = {"here": str(here), "homes": " ".join(homes), "systemd": SYSTEMD}
     unshare = "unshare --pid --fork --kill-child --mount --cgroup --net --uts --ipc --mount-proc"
     command = f'echo 0 >{cgroup}/cgroup.procs && exec {unshare} sh -c "$inside"'
