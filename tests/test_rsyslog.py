@@ -94,14 +94,19 @@ def test_todays_form_of_them_does_the_same(rsyslog, start):
 SHIPPED = pytest.mark.parametrize("config", ["plain.conf", "confirm.conf", "transactions.conf"])
 
 
-@SHIPPED
-def test_zmqpush_has_delivered_and_ends_when_rsyslogd_does(rsyslog, start, config):
+def begin_to_ship(rsyslog, start, config, **values):
+    """Send a hundred messages, to receivers of both kinds; return once some have arrived."""
     start(ZMQPULL, "--bind", rsyslog.plain_endpoint, "--to", rsyslog.path)
     rsyslog.receive()
-    rsyslog.configure(config)
+    rsyslog.configure(config, **values)
     rsyslog.run()
     rsyslog.send(range(100))
     wait_until(rsyslog.received)
+
+
+@SHIPPED
+def test_zmqpush_has_delivered_and_ends_when_rsyslogd_does(rsyslog, start, config):
+    begin_to_ship(rsyslog, start, config)
     rsyslog.stop()
 
     assert rsyslog.orphans() == []
@@ -111,12 +116,7 @@ def test_zmqpush_has_delivered_and_ends_when_rsyslogd_does(rsyslog, start, confi
 
 @SHIPPED
 def test_zmqpush_ends_by_itself_when_rsyslogd_is_killed(rsyslog, start, config):
-    start(ZMQPULL, "--bind", rsyslog.plain_endpoint, "--to", rsyslog.path)
-    rsyslog.receive()
-    rsyslog.configure(config)
-    rsyslog.run()
-    rsyslog.send(range(100))
-    wait_until(rsyslog.received)
+    begin_to_ship(rsyslog, start, config)
     assert rsyslog.senders()
     rsyslog.kill()
 
@@ -370,12 +370,7 @@ def test_a_hangup_of_rsyslogd_is_one_of_zmqpush_which_lives_on(rsyslog):
 
 @SHIPPED
 def test_a_signal_before_the_end_of_the_input_changes_nothing(rsyslog, start, config):
-    start(ZMQPULL, "--bind", rsyslog.plain_endpoint, "--to", rsyslog.path)
-    rsyslog.receive()
-    rsyslog.configure(config, signalOnClose="on")
-    rsyslog.run()
-    rsyslog.send(range(100))
-    wait_until(rsyslog.received)
+    begin_to_ship(rsyslog, start, config, signalOnClose="on")
     rsyslog.stop()
 
     assert rsyslog.orphans() == []
