@@ -7,6 +7,7 @@ describes it, not with the program's own code.
 """
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -113,6 +114,16 @@ def spooled(spool: Path, *, cut: bool = False) -> list[int]:
                 if first < end:
                     numbers += _numbers(payload.splitlines(), cut)
     return numbers
+
+
+def fill_disk(ballast: Path) -> None:
+    """Write a file until its disk is full."""
+    with open(ballast, "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError as exc:
+            assert exc.errno == errno.ENOSPC  # noqa: PT017
 
 
 def entries(data: bytes) -> Iterator[tuple[int, bytes]]:

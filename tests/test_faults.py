@@ -5,7 +5,6 @@ The links between them fail in ``test_faults_link.py``. Every test is about the 
 commands; ``ZMQPUSH_CHAOS=long`` makes the faults many and long.
 """
 
-import errno
 import itertools
 import json
 import os
@@ -31,6 +30,7 @@ from chaos import (
     end,
     entries,
     fault_points,
+    fill_disk,
     kill,
     killed,
     line,
@@ -403,12 +403,7 @@ def small_disk(pipeline, tmp_path):
 
     def fill():
         ballast = disk / "ballast"
-        with open(ballast, "wb", buffering=0) as file:
-            try:
-                while file.write(bytes(4096)):
-                    pass
-            except OSError as exc:
-                assert exc.errno == errno.ENOSPC  # noqa: PT017
+        fill_disk(ballast)
         return ballast
 
     yield fill

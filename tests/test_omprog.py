@@ -8,7 +8,6 @@ question would confirm the next message, and here fails the test at once.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -29,6 +28,7 @@ from chaos import (
     Pipeline,
     compare,
     fault_points,
+    fill_disk,
     line,
     lines,
     patched,
@@ -893,12 +893,7 @@ def small_disk(pipeline, tmp_path):
 def test_a_full_disk_is_waited_for(pipeline, make, small_disk, level, transactions):
     rsyslog = make("--format", "raw", level=level, confirm_timeout=3).begin()
     rsyslog.deliver([line(1)], transactions=transactions)
-    with open(small_disk, "wb", buffering=0) as ballast:
-        try:
-            while ballast.write(bytes(4096)):
-                pass
-        except OSError as exc:
-            assert exc.errno == errno.ENOSPC  # noqa: PT017
+    fill_disk(small_disk)
     fed = 1
     if transactions:
         rsyslog.open()
