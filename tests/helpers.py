@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def wait_until_ready(child: subprocess.Popen[bytes]) -> None:
-    """Return once a child handles SIGTERM: so early a signal would just end Python."""
+    """Return once a child handles signals, SIGTERM last: before that, one would just end it."""
 
     def handles_signals() -> bool:
         status = Path(f"/proc/{child.pid}/status").read_text()

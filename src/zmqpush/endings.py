@@ -67,9 +67,10 @@ class Ending:
             hangup: What to do on SIGHUP.
 
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._handle(number, lambda: self._on_signal(at_once))
         self._handle(signal.SIGHUP, hangup)
+        # SIGTERM last: who sees that it is caught (/proc/PID/status) knows that all are.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handle(number, lambda: self._on_signal(at_once))
 
     def _handle(self, number: signal.Signals, callback: Callable[[], None]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
