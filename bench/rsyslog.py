@@ -3,12 +3,13 @@ Measure what a real rsyslogd moves through zmqpush, next to its own outputs.
 
 Usage: python bench/rsyslog.py [--lines N] [--confirmed N] [--rounds N] [--smoke]
 
-rsyslogd reads a file of syslog lines and hands over each message in the same template. A
-run in which the messages *stream* has everything ready before rsyslogd starts; in one
-that *catches up* all messages wait in rsyslogd's queue before the collector starts, so
-that only the output is measured. Times run from the first record's arrival to the last.
+rsyslogd reads a file of syslog lines and hands over each message in the same template.
+Times run from the first record's arrival to the last. It allocates a message in one thread
+and frees it in another, and waits mostly for glibc's malloc; so it is measured with
+jemalloc, too. Last, programs log to its socket, and it writes a local file beside zmqpush.
 
-Needs Debian's packages rsyslog, rsyslog-czmq and rsyslog-relp, and what run.py needs.
+Needs Debian's packages rsyslog, rsyslog-czmq, rsyslog-relp and libjemalloc2, and what
+run.py needs.
 """
 
 import argparse
@@ -31,22 +32,41 @@ TEMPLATE = 'template="RSYSLOG_SyslogProtocol23Format"'
 CONFIG = """\
 global(workDirectory="{dir}")
 module(load="imfile")
-module(load="impstats" interval="1" log.syslog="off" log.file="{dir}/statistics")
 module(load="omczmq")
 module(load="omprog")
 module(load="omrelp")
 input(type="imfile" file="{dir}/input" tag="bench" ruleset="ship")
-ruleset(name="ship" queue.type="LinkedList" queue.size="{size}" queue.dequeueBatchSize="{batch}") {{
+ruleset(name="ship" queue.type="LinkedList" queue.size="50000" queue.dequeueBatchSize="1024") {{
   action({action} action.resumeRetryCount="-1" action.resumeInterval="1")
 }}
 """
 RELP = """\
 global(workDirectory="{dir}")
-module(load="{module}")
+module(load="{action}")
 template(name="line" type="string" string="%rawmsg%\\n")
-input(type="{module}" port="{port}" ruleset="write")
+input(type="{action}" port="{port}" ruleset="write")
 ruleset(name="write") {{ action(type="omfile" file="{dir}/out" template="line") }}
 """
+
+LOCAL = """\
+global(workDirectory="{dir}")
+module(load="imuxsock" sysSock.use="off")
+module(load="omprog")
+input(type="imuxsock" socket="{dir}/log" rateLimit.interval="0" ruleset="both")
+ruleset(name="both" queue.type="FixedArray" queue.size="50000") {{
+  action(type="omfile" file="{dir}/out" template="RSYSLOG_FileFormat")
+  {action}
+}}
+"""
+# A program that logs each line of a file.
+LOGGER = """\
+import socket, sys
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.connect(sys.argv[1])
+for line in open(sys.argv[2], "rb"):
+    log.send(b"<13>Nov 23 00:00:00 bench: " + line[:-1])
+"""
+JEMALLOC = "libjemalloc.so.2"
 
 
 class Place:
@@ -69,17 +89,15 @@ class Place:
         return str(script)
 
     @contextlib.contextmanager
-    def rsyslogd(self, action: str, name: str = "rsyslog", config: str = CONFIG) -> Iterator[None]:
+    def rsyslogd(
+        self, action: str, name: str = "rsyslog", config: str = CONFIG, preload: str = ""
+    ) -> Iterator[None]:
         """Run rsyslogd with an action."""
         file = self.dir / f"{name}.conf"
-        size = self.lines + self.lines // 10 + 10_000
-        file.write_text(
-            config.format(dir=self.dir, action=action, size=size, batch=1024, port=self.port)
-            if config is CONFIG
-            else config.format(dir=self.dir, module=action, port=self.port)
-        )
+        file.write_text(config.format(dir=self.dir, action=action, port=self.port))
         command = ["rsyslogd", "-n", "-f", str(file), "-i", str(self.dir / f"{name}.pid")]
-        with running(*command, stderr=subprocess.DEVNULL) as child:
+        env = os.environ | ({"LD_PRELOAD": preload} if preload else {})
+        with running(*command, stderr=subprocess.DEVNULL, env=env) as child:
             yield
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -113,30 +131,15 @@ def forwarding(kind: str, more: str = "") -> Action:
     return lambda place: f'type="{kind}" target="127.0.0.1" port="{place.port}" {more} {TEMPLATE}'
 
 
-def counted(place: Place, action: Action, mark: str | None, *, waiting: bool) -> float:
+def counted(place: Place, action: Action, mark: str | None, preload: str) -> float:
     """Return the seconds that a bare PULL socket saw from the first record to the last."""
     command = [str(BUILD / "receiver"), place.endpoint, str(place.lines), *([mark] if mark else [])]
-    with contextlib.ExitStack() as stack:
-        if waiting:
-            stack.enter_context(place.rsyslogd(action(place)))
-            wait_until_queued(place)
-        receiver = stack.enter_context(running(*command, stdout=subprocess.PIPE))
+    with running(*command, stdout=subprocess.PIPE) as receiver:
         assert receiver.stdout.readline() == b"ready\n"
-        if not waiting:
-            stack.enter_context(place.rsyslogd(action(place)))
-        records, seconds, *_ = receiver.communicate(timeout=TIMEOUT)[0].split()
+        with place.rsyslogd(action(place), preload=preload):
+            records, seconds, *_ = receiver.communicate(timeout=TIMEOUT)[0].split()
         assert int(records) == place.lines
         return float(seconds)
-
-
-def wait_until_queued(place: Place) -> None:
-    path = place.dir / "statistics"
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline:
-        if path.exists() and f"enqueued={place.lines} " in path.read_text():
-            return
-        time.sleep(0.1)
-    raise TimeoutError("rsyslogd has not read all")
 
 
 def written(place: Place) -> float:
@@ -180,6 +183,24 @@ def to_rsyslogd(module: str) -> Callable[..., float]:
     return run
 
 
+def beside(place: Place, action: Action | None, *, up: bool) -> float:
+    """Return the seconds that the local file takes, with the collector up or down."""
+    shipping = f"action({action(place)})" if action else ""
+    with contextlib.ExitStack() as stack:
+        if up:
+            command = [ZMQPULL, "-q", "-a", place.endpoint, "--to", str(place.dir / "collected")]
+            stack.enter_context(running(*command))
+            wait_for_port(place.port)
+        stack.enter_context(place.rsyslogd(shipping, config=LOCAL))
+        log = place.dir / "log"
+        while not log.exists():
+            time.sleep(0.01)
+        stack.enter_context(
+            running(sys.executable, "-c", LOGGER, str(log), str(place.dir / "input"))
+        )
+        return written(place)
+
+
 TRANSACTIONS = 'useTransactions="on"'
 PLAIN = (
     ("omczmq", czmq, None),
@@ -197,19 +218,19 @@ CONFIRMED = (
         1,
     ),
     ("transactions, remote", confirmed(TRANSACTIONS), to_zmqpull, 1),
-    (
-        "transactions, fsync",
-        confirmed(TRANSACTIONS, "--spool {dir}/spool"),
-        to_zmqpull,
-        1,
-    ),
+    ("transactions, fsync", confirmed(TRANSACTIONS, "--spool {dir}/spool"), to_zmqpull, 1),
     ("single messages, remote", confirmed(""), to_zmqpull, 40),
-    (
-        "single messages, fsync",
-        confirmed("", "--spool {dir}/spool"),
-        to_zmqpull,
-        40,
-    ),
+    ("single messages, fsync", confirmed("", "--spool {dir}/spool"), to_zmqpull, 40),
+)
+# As in contrib/rsyslog/transactions.conf.
+QUEUED = f"""{TRANSACTIONS} queue.type="LinkedList" queue.size="50000" queue.filename="queue"
+  queue.highWatermark="5000" queue.lowWatermark="2000" queue.maxDiskSpace="{{}}"
+  queue.timeoutEnqueue="0" action.resumeRetryCount="-1" action.resumeInterval="1\""""
+BESIDE = (
+    ("no zmqpush", None, False),
+    ("zmqpush, the collector up", confirmed(QUEUED.format("1g")), True),
+    ("the collector down", confirmed(QUEUED.format("1g")), False),
+    ("the collector down, the queue full", confirmed(QUEUED.format("1m")), False),
 )
 
 
@@ -238,7 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--confirmed", type=int, default=200_000, help="of these so many")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--smoke", action="store_true", help="see only that everything runs")
     args = parser.parse_args()
     if args.smoke:
@@ -247,9 +268,9 @@ def main() -> None:
         sys.exit("rsyslogd is not installed (Debian: rsyslog rsyslog-czmq rsyslog-relp)")
     os.environ.pop("GLIBC_TUNABLES", None)
     build()
-    for title, waiting in (("streaming", False), ("catching up", True)):
+    for title, preload in (("not confirmed", ""), ("with jemalloc", JEMALLOC)):
         runs = {
-            name: (args.lines, partial(counted, action=action, mark=mark, waiting=waiting))
+            name: (args.lines, partial(counted, action=action, mark=mark, preload=preload))
             for name, action, mark in PLAIN
         }
         tell(title, compare(runs, args.rounds))
@@ -258,6 +279,10 @@ def main() -> None:
         for name, action, run, share in CONFIRMED
     }
     tell("confirmed, to a file", compare(runs, args.rounds))
+    runs = {
+        name: (args.confirmed, partial(beside, action=action, up=up)) for name, action, up in BESIDE
+    }
+    tell("to the local file", compare(runs, args.rounds))
 
 
 if __name__ == "__main__":

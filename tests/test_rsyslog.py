@@ -5,11 +5,13 @@ The truth is what was sent: numbered messages, of which none may be missing. How
 repeat is what the comments in the configuration say.
 """
 
+import ctypes
 import json
 import os
 import random
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,8 @@ from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until
 from rsyslogs import CONTRIB, Rsyslogd, needs_module, needs_rsyslogd, numbers, text
 
 pytestmark = needs_rsyslogd
+
+DROP_IN = CONTRIB.parent / "systemd" / "rsyslog-jemalloc.conf"
 
 OPTIONS = {
     "remote": "--omprog",
@@ -89,6 +93,21 @@ def test_todays_form_of_them_does_the_same(rsyslog, start):
 
     rsyslog.wait_for(range(100))
     assert rsyslog.received() == list(range(100))
+
+
+def test_it_does_so_with_another_malloc_too(rsyslog, start):
+    (preload,) = re.findall(r"^Environment=LD_PRELOAD=(.*)$", DROP_IN.read_text(), re.MULTILINE)
+    try:
+        ctypes.CDLL(preload)
+    except OSError:
+        pytest.skip(f"{preload} is not installed (Debian: libjemalloc2)")
+    start(ZMQPULL, "--bind", rsyslog.plain_endpoint, "--to", rsyslog.path)
+    rsyslog.configure("plain.conf")
+    rsyslog.run(LD_PRELOAD=preload)
+    rsyslog.send(range(100))
+
+    rsyslog.wait_for(range(100))
+    assert preload in Path(f"/proc/{rsyslog.pid}/maps").read_text()
 
 
 SHIPPED = pytest.mark.parametrize("config", ["plain.conf", "confirm.conf", "transactions.conf"])
