@@ -21,6 +21,7 @@ from zmqpush.core.envelope import Payload
 from zmqpush.core.sender import Redial, Sender
 from zmqpush.endings import Ending
 from zmqpush.faults import fault_point
+from zmqpush.guard import Guard
 from zmqpush.outlet import Outcome
 from zmqpush.settings import Confirm, PushSettings, Sync
 from zmqpush.slots import take_slot
@@ -52,15 +53,17 @@ class AckedOutlet:
     Args:
         settings: What to do.
         reporter: Where to say what happens.
+        guard: How to encrypt.
 
     Raises:
         SpoolError: If the spool cannot be used.
 
     """
 
-    def __init__(self, settings: PushSettings, reporter: Reporter) -> None:
+    def __init__(self, settings: PushSettings, reporter: Reporter, guard: Guard) -> None:
         self._settings = settings
         self._reporter = reporter
+        self._guard = guard
         self._spool: Spool | None = None
         if settings.spool:
             self._spool = Spool(
@@ -192,7 +195,7 @@ class AckedOutlet:
             self._reporter.notice(f"sending to {self._endpoint} now")
 
     def _dial(self) -> None:
-        self._link = DealerLink(self._endpoint, self._context)
+        self._link = DealerLink(self._endpoint, self._guard, self._context)
         self._sender.connect(time.monotonic())
 
     def _hang_up(self, redial: Redial) -> None:

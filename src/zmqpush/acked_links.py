@@ -6,6 +6,7 @@ from itertools import repeat
 import zmq
 
 from zmqpush.core.frames import MAX_CREDIT_BLOCKS, MAX_FRAME_BYTES
+from zmqpush.guard import ANONYMOUS, Guard
 from zmqpush.links import NOBLOCK, POLLOUT, TURN_BYTES, TURN_FRAMES, Link
 from zmqpush.settings import Endpoints
 
@@ -22,18 +23,21 @@ class DealerLink(Link):
 
     Args:
         endpoint: What to connect to.
+        guard: How to encrypt.
         context: The context of all such links, one after the other.
 
     """
 
-    def __init__(self, endpoint: str, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+    def __init__(
+        self, endpoint: str, guard: Guard, context: "zmq.Context[zmq.Socket[bytes]]"
+    ) -> None:
         options = {
             zmq.SNDHWM: _BLOCKS_HWM,
             zmq.RCVHWM: _BLOCKS_HWM,
             zmq.IMMEDIATE: 1,
             zmq.MAXMSGSIZE: _MAX_REPLY_BYTES,
         }
-        super().__init__(zmq.DEALER, Endpoints(connect=(endpoint,)), options, context)
+        super().__init__(zmq.DEALER, Endpoints(connect=(endpoint,)), guard, options, context)
 
     @property
     def connected(self) -> bool:
@@ -57,6 +61,7 @@ class DealerLink(Link):
 
     def discard(self, linger: float) -> None:
         """Close the socket; what it holds may be sent for so many seconds."""
+        self._watch.close()
         self._socket.close(linger=int(linger * 1000))
 
 
@@ -66,13 +71,14 @@ class RouterLink(Link):
 
     Args:
         endpoints: Where to bind.
+        guard: How to encrypt, and whom to admit.
 
     Attributes:
         malformed: How many messages were not of one frame.
 
     """
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    def __init__(self, endpoints: Endpoints, guard: Guard) -> None:
         options = {
             zmq.SNDHWM: _BLOCKS_HWM,
             zmq.RCVHWM: _BLOCKS_HWM,
@@ -80,21 +86,21 @@ class RouterLink(Link):
             zmq.BACKLOG: 1024,
             zmq.ROUTER_MANDATORY: 1,
         }
-        super().__init__(zmq.ROUTER, endpoints, options)
+        super().__init__(zmq.ROUTER, endpoints, guard, options)
         self.malformed = 0
 
-    def receive(self) -> list[tuple[bytes, bytes | memoryview]]:
-        """Return peers and their frames, those that are there, until they make a MiB."""
-        messages: list[tuple[bytes, bytes | memoryview]] = []
+    def receive(self) -> list[tuple[bytes, bytes | memoryview, str]]:
+        """Return peers, their frames and keys, those that are there, until they make a MiB."""
+        messages: list[tuple[bytes, bytes | memoryview, str]] = []
         size = 0
         with contextlib.suppress(zmq.Again):
             while size < TURN_BYTES and len(messages) < TURN_FRAMES:
                 peer, *frames = self._socket.recv_multipart(NOBLOCK, copy=False)
                 if len(frames) == 1:
                     (frame,) = frames
-                    messages.append(
-                        (peer.bytes, frame.buffer if len(frame) > _COPY_BYTES else frame.bytes)
-                    )
+                    data = frame.buffer if len(frame) > _COPY_BYTES else frame.bytes
+                    principal = str(frame["User-Id"]) if self._guard.encrypts else ANONYMOUS
+                    messages.append((peer.bytes, data, principal))
                     size += len(frame)
                 else:
                     self.malformed += 1

@@ -21,12 +21,14 @@ from zmqpush.errors import EXIT_INTERNAL, EXIT_USAGE, ZmqpushError
 from zmqpush.omprog import claim_stdout
 from zmqpush.queue import WhenFull
 from zmqpush.settings import (
+    ALLOW_ANY,
     DEFAULT_ACK_ENDPOINT,
     DEFAULT_ENDPOINT,
     Confirm,
     Endpoints,
     PullSettings,
     PushSettings,
+    Security,
     Sync,
     check_endpoint,
     check_template,
@@ -54,7 +56,7 @@ class _Checked(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no t
         self._read = read
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if isinstance(value, bytes | tuple):  # read already
+        if isinstance(value, bytes | tuple | Path):  # read already
             return value
         try:
             return self._read(str(value))
@@ -119,6 +121,42 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = decorate(command)
     return command
+
+
+def _secured(command: Callable[..., None]) -> Callable[..., None]:
+    for decorate in (
+        click.option(
+            "--insecure",
+            is_flag=True,
+            help="Bind an address that the network can reach, without keys.",
+        ),
+        click.option(
+            "--allow",
+            type=_Checked("keys", lambda text: text if text == ALLOW_ANY else Path(text)),
+            metavar="FILE|DIR|any",
+            help="Public keys that may connect to what is bound. SIGHUP reads them anew.",
+        ),
+        click.option(
+            "--server-key",
+            multiple=True,
+            metavar="KEY|FILE",
+            help="Public key of what is connected to: one for all, or one for each --connect.",
+        ),
+        click.option(
+            "--key",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Encrypt, with this key pair; zmqpush-keys new makes one.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _take_security(options: dict[str, Any]) -> Security:
+    names = ("key", "allow", "insecure")
+    server_keys = tuple(options.pop("server_key"))
+    return Security(server_keys=server_keys, **{name: options.pop(name) for name in names})
 
 
 @click.command(
@@ -262,6 +300,7 @@ configuration.""",
     metavar="SECONDS",
     help="Give up at the end of the input after so long without delivery.  [default: wait]",
 )
+@_secured
 @_common
 def push(
     bind: Sequence[str],
@@ -291,6 +330,8 @@ def push(
         raise click.UsageError("--confirm says when --omprog answers")
     _choose_defaults(options)
 
+    security = _take_security(options)
+
     async def main() -> int:
         if spool_status:
             return _tell_spool_status(options["spool"])
@@ -303,6 +344,7 @@ def push(
             endpoints=endpoints,
             fields=fields,
             delimiter=b"\0" if null else delimiter or b"\n",
+            security=security,
             **options
             | {
                 "format": Format(options["format"]),
@@ -383,6 +425,7 @@ process uses the state, 78 bad configuration.""",
     type=click.IntRange(min=1),
     help="Stop after so many records; if they are acknowledged, at the end of what has come.",
 )
+@_secured
 @_common
 def pull(
     bind: Sequence[str], connect: Sequence[str], ack_bind: Sequence[str], **options: Any
@@ -393,10 +436,12 @@ def pull(
     if not bind and not connect and not ack_bind:
         bind, ack_bind = (DEFAULT_ENDPOINT,), (DEFAULT_ACK_ENDPOINT,)
 
+    security = _take_security(options)
+
     async def main() -> int:
         plain = Endpoints(bind=tuple(bind), connect=tuple(connect)) if bind or connect else None
         acked = Endpoints(bind=tuple(ack_bind)) if ack_bind else None
-        settings = PullSettings(endpoints=plain, ack_endpoints=acked, **options)
+        settings = PullSettings(endpoints=plain, ack_endpoints=acked, security=security, **options)
         return await Puller(settings, Reporter("zmqpull", quiet=settings.quiet)).run()
 
     _run("zmqpull", main())

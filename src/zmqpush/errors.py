@@ -5,6 +5,7 @@ Every exception of the package.
 
     ZmqpushError
     ├─ ConfigError      a configuration file is wrong                  exit 78
+    ├─ KeyFileError     a key or a list of keys cannot be used         exit 78
     ├─ EndpointError    an endpoint cannot be bound or connected       exit 69
     ├─ RemoteProtocolError   a peer breaks the delivery protocol
     ├─ SourceError      the input cannot be read                       exit 74
@@ -38,6 +39,12 @@ class ZmqpushError(Exception):
 
 class ConfigError(ZmqpushError, ValueError):
     """A configuration file cannot be read or says something impossible."""
+
+    exit_code = EXIT_CONFIG
+
+
+class KeyFileError(ZmqpushError):
+    """A file with keys cannot be used."""
 
     exit_code = EXIT_CONFIG
 

@@ -28,6 +28,8 @@ from zmqpush.core.envelope import Payload
 from zmqpush.core.framing import Framing, to_frames
 from zmqpush.descriptors import Readiness, pending_bytes
 from zmqpush.errors import EndpointError
+from zmqpush.guard import Doorman, Guard
+from zmqpush.handshakes import HandshakeWatch
 from zmqpush.settings import Endpoints, bad_endpoint
 
 # Plain ints: the enums of pyzmq cost a conversion per call.
@@ -52,6 +54,8 @@ TURN_FRAMES = 64
 TURN_BYTES = 1 << 20
 # How often to look at the end whether the peers have taken everything, in seconds.
 _UNREAD_INTERVAL = 0.005
+# When to connect again where libzmq does not, in seconds.
+_AGAIN_DELAY = 2.0
 # How many payloads may be in doubt at the end, at most.
 _PAYLOADS_IN_DOUBT = 1024
 
@@ -59,6 +63,13 @@ _PAYLOADS_IN_DOUBT = 1024
 class Link:
     """
     A socket of one context of its own, bound or connected to endpoints.
+
+    Args:
+        kind: The type of the socket.
+        endpoints: Where to bind and connect.
+        guard: How to encrypt, and whom to admit.
+        options: Of the socket, beside those of all links.
+        context: If it is not to have one of its own.
 
     Raises:
         EndpointError: If libzmq refuses an endpoint.
@@ -72,6 +83,7 @@ class Link:
         self,
         kind: int,
         endpoints: Endpoints,
+        guard: Guard,
         options: Mapping[zmq.SocketOption, int],
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     ) -> None:
@@ -80,6 +92,8 @@ class Link:
         self._peers = endpoints.count
         self._context = context or zmq.Context()
         self._socket = self._context.socket(kind)
+        self._guard = guard
+        self._watch = HandshakeWatch(self._socket, guard, self._connect_later)
         # The compiled class's methods, without a Python wrapper per call.
         self._send = super(zmq.Socket, self._socket).send
         self._recv = super(zmq.Socket, self._socket).recv
@@ -95,27 +109,53 @@ class Link:
             zmq.TCP_KEEPALIVE_INTVL: 10,
             zmq.TCP_KEEPALIVE_CNT: 3,
             zmq.CONNECT_TIMEOUT: 5000,
+            # Who connects and says nothing goes soon, and who is refused may try again. A
+            # handshake takes a fleet that comes back at once half a millisecond each.
+            zmq.HANDSHAKE_IVL: 5000,
             zmq.RECONNECT_IVL: random.randint(50, 100),  # a fleet does not come back at once
             zmq.RECONNECT_IVL_MAX: 2000,
             **options,
         }
         for option, value in options.items():
             self._socket.setsockopt(option, value)
-        for verb, addresses in (("bind", endpoints.bind), ("connect", endpoints.connect)):
-            for endpoint in addresses:
-                # IPv6 only where asked for: libzmq would take "localhost" for ::1 alone.
-                self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-                try:
-                    if verb == "bind":
-                        _refuse_bound_ipc(endpoint)
-                    getattr(self._socket, verb)(endpoint)
-                except zmq.ZMQError as exc:
-                    self._context.destroy(linger=0)
-                    if exc.errno == errno.EINVAL:
-                        raise bad_endpoint(endpoint, bind=verb == "bind") from exc
-                    reason = zmq.strerror(exc.errno or 0)
-                    raise EndpointError(f"cannot {verb} {endpoint}: {reason}") from exc
+        try:
+            if endpoints.bind and guard.encrypts:
+                doorman = Doorman(self._context, guard)  # before anybody can connect
+            for endpoint in endpoints.bind:
+                self._bind(endpoint)
+            for endpoint in endpoints.connect:
+                self._connect(endpoint)
+        except (EndpointError, ValueError):
+            self._watch.close()
+            self._context.destroy(linger=0)
+            raise
+        if endpoints.bind and guard.encrypts:
+            doorman.start()
         self._signal = Readiness(self._socket.FD)
+
+    def _bind(self, endpoint: str) -> None:
+        self._guard.secure_server(self._socket)
+        with _explained("bind", endpoint):
+            _refuse_bound_ipc(endpoint)
+            self._use_ipv6(endpoint)
+            self._socket.bind(endpoint)
+
+    def _connect(self, endpoint: str) -> None:
+        self._guard.secure_client(self._socket, endpoint)
+        with _explained("connect", endpoint):
+            self._use_ipv6(endpoint)
+            self._socket.connect(endpoint)
+
+    def _use_ipv6(self, endpoint: str) -> None:
+        # Only where asked for: libzmq would take "localhost" for ::1 alone.
+        self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+
+    def _connect_later(self, endpoint: str) -> None:
+        asyncio.get_running_loop().call_later(_AGAIN_DELAY, self._connect_again, endpoint)
+
+    def _connect_again(self, endpoint: str) -> None:
+        if not self._socket.closed:
+            self._connect(endpoint)
 
     async def _wait_for(self, event: int) -> None:
         if not self._events() & event:
@@ -164,6 +204,7 @@ class Link:
             self._context.term()
             loop.call_soon_threadsafe(closed.set)
 
+        self._watch.close()
         self._socket.close()
         # A daemon: whoever loses patience ends the process and this wait with it.
         threading.Thread(target=terminate, daemon=True).start()
@@ -194,6 +235,7 @@ class PushLink(Link):
 
     Args:
         endpoints: Where to bind and connect.
+        guard: How to encrypt, and whom to admit.
         framing: What a message carries.
         separator: What ends each record of a payload.
 
@@ -202,12 +244,14 @@ class PushLink(Link):
 
     """
 
-    def __init__(self, endpoints: Endpoints, framing: Framing, separator: bytes) -> None:
+    def __init__(
+        self, endpoints: Endpoints, guard: Guard, framing: Framing, separator: bytes
+    ) -> None:
         hwm = _SEND_HWM[framing]
         # IMMEDIATE: only to peers that are there, so nothing sits in a queue for a dead
         # endpoint while another one lives, and nothing counts as sent to nobody.
         options = {zmq.SNDHWM: hwm, zmq.IMMEDIATE: 1, zmq.SNDTIMEO: _SEND_TIMEOUT}
-        super().__init__(zmq.PUSH, endpoints, options)
+        super().__init__(zmq.PUSH, endpoints, guard, options)
         self._framing = framing
         self._separator = separator
         self._frames: list[bytes] = []
@@ -215,6 +259,13 @@ class PushLink(Link):
         self._hwm = hwm
         self._last: deque[int] = deque(maxlen=_PAYLOADS_IN_DOUBT)
         self.accepted = 0
+        guard.on_revocation = self._cut_connections
+
+    def _cut_connections(self) -> None:
+        # libzmq does not tell which connection is whose. Who is still admitted comes back.
+        for connection in self._connections():
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def unsent(self) -> int:
@@ -278,15 +329,18 @@ class PullLink(Link):
 
     Args:
         endpoints: Where to bind and connect.
+        guard: How to encrypt, and whom to admit.
 
     """
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    def __init__(self, endpoints: Endpoints, guard: Guard) -> None:
         options = {zmq.RCVHWM: _RECEIVE_HWM, zmq.MAXMSGSIZE: _MAX_MESSAGE_BYTES, zmq.BACKLOG: 1024}
-        super().__init__(zmq.PULL, endpoints, options)
+        super().__init__(zmq.PULL, endpoints, guard, options)
 
     def receive(self, max_frames: int | None = None) -> list[bytes]:
         """Return frames that are there, until they make a MiB; none if there are none."""
+        if self._guard.revoked:
+            return self._receive_from_admitted(max_frames)
         frames: list[bytes] = []
         turn = TURN_FRAMES if max_frames is None else min(max_frames, TURN_FRAMES)
         size = 0
@@ -299,11 +353,22 @@ class PullLink(Link):
             pass  # what came before it is in the list
         return frames
 
-    def drain(self) -> Iterator[list[bytes]]:
-        """Yield messages until none is there, at most what libzmq may hold now."""
+    def _receive_from_admitted(self, max_frames: int | None = None) -> list[bytes]:
+        # A connection outlives the admission of its key, and to ask each frame takes a while.
+        frames: list[bytes] = []
         with contextlib.suppress(zmq.Again):
-            for _ in range(_RECEIVE_HWM * max(1, len(self._connections()))):
-                yield self._socket.recv_multipart(NOBLOCK)
+            for _ in range(TURN_FRAMES if max_frames is None else min(max_frames, TURN_FRAMES)):
+                frame = self._socket.recv(NOBLOCK, copy=False)
+                if self._guard.admits(str(frame["User-Id"])):
+                    frames.append(frame.bytes)
+        return frames
+
+    def drain(self) -> Iterator[list[bytes]]:
+        """Yield frames until none is there, at most what libzmq may hold now."""
+        for _ in range(_RECEIVE_HWM * max(1, len(self._connections()))):
+            if not (frames := self.receive()):
+                return
+            yield frames
 
 
 def _has_unread(connection: socket.socket) -> bool:
@@ -313,6 +378,17 @@ def _has_unread(connection: socket.socket) -> bool:
     except OSError:
         return False  # though the kernel may go on counting what nobody will take
     return pending_bytes(connection.fileno(), termios.TIOCOUTQ) > 0
+
+
+@contextlib.contextmanager
+def _explained(verb: str, endpoint: str) -> Iterator[None]:
+    try:
+        yield
+    except zmq.ZMQError as exc:
+        if exc.errno == errno.EINVAL:
+            raise bad_endpoint(endpoint, bind=verb == "bind") from exc
+        reason = zmq.strerror(exc.errno or 0)
+        raise EndpointError(f"cannot {verb} {endpoint}: {reason}") from exc
 
 
 def _refuse_bound_ipc(endpoint: str) -> None:

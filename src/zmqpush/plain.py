@@ -10,6 +10,7 @@ import asyncio
 
 from zmqpush.core.envelope import Payload
 from zmqpush.endings import Ending
+from zmqpush.guard import Guard
 from zmqpush.links import PushLink
 from zmqpush.outlet import Outcome
 from zmqpush.queue import Queue
@@ -27,6 +28,7 @@ class PlainOutlet:
     Args:
         settings: What to do.
         reporter: Where to say what happens.
+        guard: How to encrypt, and whom to admit.
         separator: What ends each record of a payload.
 
     Raises:
@@ -34,10 +36,12 @@ class PlainOutlet:
 
     """
 
-    def __init__(self, settings: PushSettings, reporter: Reporter, separator: bytes) -> None:
+    def __init__(
+        self, settings: PushSettings, reporter: Reporter, guard: Guard, separator: bytes
+    ) -> None:
         self._settings = settings
         self._queue = Queue(settings.queue_max, settings.when_full)
-        self._link = PushLink(settings.endpoints, settings.framing, separator)
+        self._link = PushLink(settings.endpoints, guard, settings.framing, separator)
         self._outage = Outage(reporter)
         self._behind = asyncio.Event()  # something waits: the sending task takes over
         self._moved = asyncio.Event()  # the link took something

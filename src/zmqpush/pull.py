@@ -31,6 +31,7 @@ from zmqpush.descriptors import allow_many_descriptors
 from zmqpush.endings import Ending
 from zmqpush.errors import EXIT_IO, EXIT_LOSS, SinkClosedError, SinkError, StateError
 from zmqpush.faults import fault_point
+from zmqpush.guard import Guard
 from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
 from zmqpush.sink import MAX_OPEN, Sink
@@ -66,6 +67,7 @@ class Puller:
     Raises:
         SinkError: If the output cannot be opened.
         StateError: If the state cannot be used.
+        KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
 
     """
@@ -80,14 +82,17 @@ class Puller:
             self._state.cut_back()
         safe = bool(self._state or settings.ack_endpoints)
         self._sink = Sink(settings.to, reporter, safe=safe)
-        self._plain = PullLink(settings.endpoints) if settings.endpoints else None
-        self._acked = RouterLink(settings.ack_endpoints) if settings.ack_endpoints else None
+        plain, acked = settings.endpoints, settings.ack_endpoints
+        self._guard = Guard(settings.security, plain.connect if plain else (), reporter)
+        self._plain = PullLink(plain, self._guard) if plain else None
+        self._acked = RouterLink(acked, self._guard) if acked else None
         self._decoder = RecordDecoder()
         self._receiver = Receiver(
             self._state.floors() if self._state else {},
             settings.memory // _MEMORY_PER_BYTE,
             "sink" if settings.to == "-" else "disk",
             lambda: secrets.randbits(64) or 1,
+            self._guard.admits_host,
         )
         self._arrivals: list[Arrival] = []
         self._work = asyncio.Event()  # there is something to write, sync or reopen
@@ -155,8 +160,8 @@ class Puller:
                 self._receiver.forget(peer)
         while self._receiver.sessions:
             await link.readable()
-            for peer, answer in link.receive():
-                self._receiver.receive(peer, answer, time.monotonic())
+            for peer, answer, principal in link.receive():
+                self._receiver.receive(peer, answer, time.monotonic(), principal)
             await asyncio.sleep(0)  # the time limit gets a turn, however much they send
         await link.close()
 
@@ -211,8 +216,10 @@ class Puller:
         while self._acked and self._until is None and not self._enough:
             messages = self._acked.receive()
             now = time.monotonic()
-            for peer, frame in messages:
-                if arrival := self._receiver.receive(peer, frame, now):
+            for peer, frame, principal in messages:
+                if not self._guard.admits(principal):  # any more
+                    self._receiver.refuse(peer, "this key is not admitted")
+                elif arrival := self._receiver.receive(peer, frame, now, principal):
                     self._arrivals.append(arrival)
             if messages:
                 fault_point("received")
@@ -310,6 +317,7 @@ class Puller:
 
     def _hang_up(self) -> None:
         self._reopen_due = True
+        self._guard.reload()
         self._work.set()
         self._tell_statistics()
 

@@ -22,6 +22,7 @@ from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
 from zmqpush.errors import EXIT_LATER, EXIT_LOSS, EXIT_NO_RECEIVER, SourceError
+from zmqpush.guard import Guard
 from zmqpush.omprog import Conversation, wants_answers
 from zmqpush.outlet import Outcome, Outlet
 from zmqpush.settings import PushSettings
@@ -51,6 +52,7 @@ class Pusher:
     Raises:
         SourceError: If the input cannot be read.
         SpoolError: If the spool cannot be used.
+        KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
         ValueError: If a field is part of the format already.
 
@@ -91,17 +93,18 @@ class Pusher:
         if answers is not None and converses:
             self._conversation = Conversation(self._source, answers, self._max_bytes)
         self._marks = MarkFilter() if settings.omprog and not converses else None
+        guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
         self._outlet: Outlet
         self._confirm: Callable[[], Awaitable[None]]
         if settings.ack:
             from zmqpush.acked import AckedOutlet  # each starts faster without the other
 
-            self._outlet = outlet = AckedOutlet(settings, reporter)
+            self._outlet = outlet = AckedOutlet(settings, reporter, guard)
             self._confirm = outlet.confirm
         else:
             from zmqpush.plain import PlainOutlet
 
-            self._outlet = PlainOutlet(settings, reporter, self._envelope.separator)
+            self._outlet = PlainOutlet(settings, reporter, guard, self._envelope.separator)
         self._read = self._confirmed = 0
         self._ending = Ending(
             settings.grace,
@@ -123,7 +126,7 @@ class Pusher:
 
         """
         ending, outlet = self._ending, self._outlet
-        ending.handle_signals(at_once=not self._source.can_wait, hangup=self._tell_statistics)
+        ending.handle_signals(at_once=not self._source.can_wait, hangup=self._hang_up)
         delivering = asyncio.create_task(outlet.run())
         failure = 0
         try:
@@ -193,6 +196,10 @@ class Pusher:
             payload = self._envelope.format(block, now)
             self._read += payload.records
             self._outlet.put(payload)
+
+    def _hang_up(self) -> None:
+        self._guard.reload()
+        self._tell_statistics()
 
     def _tell_statistics(self) -> None:
         self._reporter.warn(

@@ -19,6 +19,8 @@ DEFAULT_ACK_ENDPOINT = "tcp://127.0.0.1:5015"
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|[\w.-]+):(?P<port>[0-9]{1,5}|\*)")
 TEMPLATE_FIELD = re.compile(r"\{(\w*)\}")
+_LOCAL = re.compile(r"ipc://|tcp://(127\.[\d.]+|localhost|\[::1\]):")
+ALLOW_ANY = "any"
 _TEMPLATE_FIELDS = {"type", "host"}
 _TIME_CODE = re.compile(r"%(.?)", re.DOTALL)
 _TIME_CODES = "YmdHMSjyabABeuwUWVGFTRsZzp%"
@@ -101,6 +103,55 @@ class Endpoints:
         return ", ".join(self.connect + self.bind)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """
+    Keys, by CURVE (https://rfc.zeromq.org/spec/26/).
+
+    Attributes:
+        key: The file with the own key pair.
+        server_keys: The public keys, or files with them, of what is connected to: one for
+            all, or one for each.
+        allow: The list of public keys that are admitted, or ``any``.
+        insecure: Whether an address may be bound that the network reaches, without keys.
+
+    """
+
+    key: Path | None = None
+    server_keys: tuple[str, ...] = ()
+    allow: Path | str | None = None
+    insecure: bool = False
+
+    def check(self, endpoints: Endpoints) -> None:
+        """
+        Check that it fits the endpoints of a link.
+
+        Raises:
+            ValueError: If it does not.
+
+        """
+        if self.key is None:
+            if self.server_keys or self.allow:
+                raise ValueError(
+                    "--server-key and --allow need a --key: zmqpush-keys new makes one"
+                )
+            open_to_all = [e for e in endpoints.bind if not _LOCAL.match(e)]
+            if open_to_all and not self.insecure:
+                raise ValueError(
+                    f"the network can reach {open_to_all[0]}: give --key and --allow, or say "
+                    "--insecure if whoever gets there may read and write records"
+                )
+            return
+        if self.insecure:
+            raise ValueError("--key and --insecure exclude each other")
+        if endpoints.bind and endpoints.connect:
+            raise ValueError("with a --key, either --bind or --connect")
+        if endpoints.bind and self.allow is None:
+            raise ValueError("--key needs --allow, a list of the keys that may connect, or any")
+        if endpoints.connect and len(self.server_keys) not in (1, len(endpoints.connect)):
+            raise ValueError("--key needs --server-key: one for all --connect, or one for each")
+
+
 class Sync(StrEnum):
     """When a block in the spool counts as safe, and may be sent."""
 
@@ -146,11 +197,13 @@ class PushSettings:
     sync: Sync = Sync.INTERVAL
     omprog: bool = False
     confirm: Confirm = Confirm.REMOTE
+    security: Security = Security()
     grace: float = 4.0
     timeout: float | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
+        self.security.check(self.endpoints)
         if self.spread and not self.ack:
             raise ValueError("--spread orders the receivers of --ack")
         if self.ack:
@@ -187,6 +240,10 @@ class PullSettings:
     What ``zmqpull`` is told; its ``--help`` describes each.
 
     Sizes are in bytes, times in seconds.
+
+    Raises:
+        ValueError: If two settings exclude each other.
+
     """
 
     endpoints: Endpoints | None
@@ -195,5 +252,10 @@ class PullSettings:
     state: Path | None = None
     memory: int = 256 << 20
     count: int | None = None
+    security: Security = Security()
     grace: float = 4.0
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for endpoints in filter(None, (self.endpoints, self.ack_endpoints)):
+            self.security.check(endpoints)

@@ -130,6 +130,7 @@ class Receiver:
         memory: The budget of all sessions' credit, in bytes.
         durability: What an ack means: ``disk`` or ``sink``.
         tokens: Returns a random number from 1 to 2^64 - 1.
+        admits: Tells whether a principal may name a host as its own.
 
     """
 
@@ -139,6 +140,7 @@ class Receiver:
         memory: int,
         durability: str,
         tokens: Callable[[], int],
+        admits: Callable[[str, str], bool] = lambda principal, host: True,
     ) -> None:
         self._streams = {
             key: _Stream(key, floor.acked, floor.run, floor.acked, held=True)
@@ -147,6 +149,7 @@ class Receiver:
         self._memory = memory
         self._durability = durability
         self._tokens = tokens
+        self._admits = admits
         self._sessions: dict[int, _Session] = {}
         self._peers: dict[bytes, _Session] = {}
         self._granted = 0
@@ -217,6 +220,8 @@ class Receiver:
             self._reply(peer, Error(505, f"this receiver speaks version {VERSION}"), 0)
         elif hello is None:
             self.counters.malformed += 1
+        elif not self._admits(principal, host := hello.labels["host"]):
+            self.refuse(peer, f"this key is not for the host {host!r}")
         else:
             key = (principal, hello.stream)
             if (older := self._streams.get(key)) and older.session:
@@ -407,6 +412,13 @@ class Receiver:
         """Forget the session of a peer that has gone."""
         if session := self._peers.get(peer):
             self._end(session)
+
+    def refuse(self, peer: bytes, text: str) -> None:
+        """End the session of a peer that may send nothing, if it has one, and tell it why."""
+        session = self._peers.get(peer)
+        self.counters.resets += 1
+        self.forget(peer)
+        self._reply(peer, Error(403, text), session.token if session else 0)
 
     def stop(self) -> None:
         """Accept nothing more, but for the senders' goodbyes."""

@@ -1,0 +1,229 @@
+"""
+CURVE: what a link needs to encrypt, and who is admitted.
+
+Whoever binds is CURVE's server: it has a key pair and a list of the public keys that it
+admits. Whoever connects has a key pair and the server's public key. libzmq asks about
+each key by ZAP (https://rfc.zeromq.org/spec/27/); a thread answers.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import zmq
+from zmq.utils import z85
+
+from zmqpush.errors import KeyFileError
+from zmqpush.keys import (
+    Admitted,
+    KeyPair,
+    check_key,
+    fingerprint,
+    read_admitted,
+    read_pair,
+    read_public,
+)
+from zmqpush.settings import ALLOW_ANY, Security
+from zmqpush.telemetry import Reporter
+
+# What a peer without CURVE is called.
+ANONYMOUS = "anonymous"
+# Never empty: with a domain libzmq refuses peers that speak ZMTP 1 or 2, which anything is
+# taken for that sends bytes, and which know nothing of encryption.
+_DOMAIN = b"zmqpush"
+_ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+# About the same thing one line is printed in so long, in seconds.
+_QUIET = 60.0
+# Of so many things at once; of more there is one line that counts.
+_MAX_THINGS = 20
+
+
+class Complaints:
+    """
+    Prints warnings, of each kind one a minute: a hostile peer can cause any number.
+
+    Args:
+        reporter: Who prints them.
+
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._since = -_QUIET
+        self._seen: set[str] = set()
+        self._unsaid = 0
+
+    def warn(self, text: str, kind: str = "") -> None:
+        """Print a warning, unless one of its kind (or the same) was printed in this minute."""
+        now = time.monotonic()
+        if now - self._since >= _QUIET:
+            if self._unsaid:
+                self._reporter.warn(f"{self._unsaid} more warnings about peers in a minute")
+            self._since, self._unsaid = now, 0
+            self._seen.clear()
+        if (kind or text) not in self._seen and len(self._seen) < _MAX_THINGS:
+            self._seen.add(kind or text)
+            self._reporter.warn(text)
+        else:
+            self._unsaid += 1
+
+
+class Guard:
+    """
+    The keys of one run.
+
+    Args:
+        security: What to do.
+        connect: The endpoints that links connect to.
+        reporter: Where to say what happens.
+
+    Raises:
+        KeyFileError: If a key or the list cannot be used.
+
+    Attributes:
+        complaints: Where links tell of peers.
+        revoked: The keys that were admitted once and are not now.
+        on_revocation: Called when there are more of them.
+
+    """
+
+    def __init__(self, security: Security, connect: Iterable[str], reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._allow = security.allow
+        self._pair: KeyPair | None = read_pair(security.key) if security.key else None
+        self._server_keys = dict(zip(connect, map(_server_key, security.server_keys), strict=False))
+        if len(security.server_keys) == 1:
+            (key,) = self._server_keys.values()
+            self._server_keys = dict.fromkeys(connect, key)
+        self._admitted: dict[str, Admitted] = {}
+        self._load()
+        self.revoked: frozenset[str] = frozenset()
+        self.on_revocation: Callable[[], None] = lambda: None
+        self.complaints = Complaints(reporter)
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether there is a key pair."""
+        return self._pair is not None
+
+    @property
+    def own_key(self) -> str:
+        """The own public key, and its fingerprint, as users are told of it."""
+        assert self._pair
+        return f"{self._pair.public} ({fingerprint(self._pair.public)})"
+
+    def _load(self) -> None:
+        if isinstance(self._allow, Path):
+            self._admitted = read_admitted(self._allow)
+
+    def reload(self) -> None:
+        """Read the list of admitted keys anew; if it cannot be used the old one stays."""
+        before = set(self._admitted)
+        try:
+            self._load()
+        except KeyFileError as exc:
+            self._reporter.warn(f"{exc}: the keys that were admitted before still are")
+            return
+        self.revoked = (self.revoked | before) - self._admitted.keys()
+        if before - self._admitted.keys():
+            self.on_revocation()
+
+    def admits(self, principal: str) -> bool:
+        """Whether a key is admitted."""
+        if self._pair is None:
+            return principal == ANONYMOUS
+        return self._allow == ALLOW_ANY or principal in self._admitted
+
+    def admits_host(self, principal: str, host: str) -> bool:
+        """Whether a key may send records in the name of a host."""
+        hosts = self._admitted[principal].hosts if principal in self._admitted else frozenset()
+        return not hosts or host in hosts
+
+    def secure_server(self, link: "zmq.Socket[bytes]") -> None:
+        """Set the options of a socket that is to be bound."""
+        link.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
+        if self._pair:
+            link.setsockopt(zmq.CURVE_SERVER, 1)
+            link.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an answer nobody gets in
+            self._set_pair(link, self._pair)
+
+    def secure_client(self, link: "zmq.Socket[bytes]", endpoint: str) -> None:
+        """Set the options of a socket that is to connect to an endpoint."""
+        link.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
+        if self._pair:
+            link.setsockopt(zmq.CURVE_SERVERKEY, self._server_keys[endpoint].encode())
+            self._set_pair(link, self._pair)
+
+    @staticmethod
+    def _set_pair(link: "zmq.Socket[bytes]", pair: KeyPair) -> None:
+        link.setsockopt(zmq.CURVE_PUBLICKEY, pair.public.encode())
+        link.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
+
+    def refuse(self, key: str, address: str) -> None:
+        """Say that a peer was not admitted."""
+        self.complaints.warn(
+            f"not admitted: {key!r} ({fingerprint(key)}) from {address}; "
+            f"to admit it: zmqpush-keys allow {self._allow} '{key}', then SIGHUP",
+            kind=key,
+        )
+
+
+class Doorman:
+    """
+    Answers in a thread of its own which keys are admitted to the sockets of a context.
+
+    Args:
+        context: The context. It must not have another such thread.
+        guard: Who knows.
+
+    """
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", guard: Guard) -> None:
+        self._guard = guard
+        self._socket = context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(_ZAP_ENDPOINT)
+
+    def start(self) -> None:
+        """Begin to answer, until the context ends."""
+        threading.Thread(target=self._serve, name="doorman", daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                self._answer(self._socket.recv_multipart())
+        except zmq.ZMQError:  # the context ends
+            self._socket.close()
+
+    def _answer(self, request: list[bytes]) -> None:
+        # 300, "try again": after anything else libzmq does not connect again, so whoever is
+        # admitted later would stay outside.
+        status, user = b"300", b""
+        try:
+            if key := self._admitted(request):
+                status, user = b"200", key.encode()
+        except Exception as exc:
+            self._guard.complaints.warn(f"internal error, please report it: {exc!r}")
+        version, number = request[:2]
+        self._socket.send_multipart((version, number, status, b"", user, b""))
+
+    def _admitted(self, request: list[bytes]) -> str | None:
+        _version, _number, _domain, address, _identity, mechanism, *credentials = request
+        if mechanism != b"CURVE":
+            return None
+        key = check_key(z85.encode(credentials[0]).decode())
+        if self._guard.admits(key):
+            return key
+        self._guard.refuse(key, address.decode("ascii", "replace"))
+        return None
+
+
+def _server_key(text: str) -> str:
+    path = Path(text)
+    if path.is_file():
+        return read_public(path)
+    try:
+        return check_key(text)
+    except ValueError as exc:
+        raise KeyFileError(f"--server-key: {exc}, nor a file with one") from None

@@ -1,0 +1,144 @@
+"""
+Why peers do not get together: libzmq's events of a socket, in words.
+
+libzmq tells which handshakes fail on either side, but not to whom: of a socket that is
+bound it names only the address where the peer came in.
+"""
+
+import asyncio
+import contextlib
+import struct
+import time
+from collections.abc import Callable
+
+import zmq
+
+from zmqpush.descriptors import Readiness
+from zmqpush.guard import Guard
+
+_EVENT = struct.Struct("=Hi")
+_FAILED_PROTOCOL = int(zmq.Event.HANDSHAKE_FAILED_PROTOCOL)
+_FAILED_AUTH = int(zmq.Event.HANDSHAKE_FAILED_AUTH)
+_FAILED = int(zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
+_SUCCEEDED = int(zmq.Event.HANDSHAKE_SUCCEEDED)
+_CONNECTED = int(zmq.Event.CONNECTED)
+_DISCONNECTED = int(zmq.Event.DISCONNECTED)
+_ACCEPTED = int(zmq.Event.ACCEPTED)
+_ACCEPT_FAILED = int(zmq.Event.ACCEPT_FAILED)
+_EVENTS = (_FAILED_PROTOCOL | _FAILED_AUTH | _FAILED | _SUCCEEDED | _CONNECTED | _DISCONNECTED) | (
+    _ACCEPTED | _ACCEPT_FAILED
+)
+_CRYPTOGRAPHIC = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
+_MISMATCH = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+# A connection that ends sooner after it began, in seconds, was not ended by a time limit.
+_AT_ONCE = 1.0
+# A peer may close the connection before we have read why: so often in a row, and it has
+# nothing to say.
+_MUTE_FAILURES = 5
+
+
+class HandshakeWatch:
+    """
+    Tells of handshakes that fail, from the event loop.
+
+    Args:
+        link: The socket; it must not have another monitor.
+        guard: Which keys there are, and where to complain.
+        gave_up: Called with an endpoint that libzmq will not connect to again by itself.
+
+    """
+
+    def __init__(
+        self, link: "zmq.Socket[bytes]", guard: Guard, gave_up: Callable[[str], None]
+    ) -> None:
+        self._link = link
+        self._guard = guard
+        self._gave_up = gave_up
+        self._connected: dict[str, float] = {}  # handshakes that we have begun, and when
+        self._mute: dict[str, int] = {}  # how often it failed in a row without a reason
+        self._accepted: dict[int, int] = {}  # connections, and how many had succeeded before
+        self._succeeded = 0
+        self._explained = False  # the next connection that ends was told of
+        self._monitor = link.get_monitor_socket(_EVENTS)
+        self._readiness = Readiness(int(self._monitor.getsockopt(zmq.FD)))
+        self._task = asyncio.create_task(self._watch())
+
+    def close(self) -> None:
+        """Stop watching, before the socket is closed."""
+        self._task.cancel()
+        self._link.disable_monitor()
+        self._monitor.close()
+
+    async def _watch(self) -> None:
+        while True:
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    told, address = self._monitor.recv_multipart(zmq.NOBLOCK)
+                    event, value = _EVENT.unpack(told)
+                    self._take(event, value, address.decode())
+            await self._readiness.wait()
+
+    def _take(self, event: int, value: int, endpoint: str) -> None:
+        failed = event in (_FAILED, _FAILED_PROTOCOL, _FAILED_AUTH)
+        if event == _CONNECTED:
+            self._connected[endpoint] = time.monotonic()
+        elif event == _ACCEPTED:
+            self._accepted[value] = self._succeeded
+        elif event == _ACCEPT_FAILED:
+            self._complain(f"cannot accept a connection at {endpoint}: {zmq.strerror(value)}")
+        elif event == _SUCCEEDED:
+            self._connected.pop(endpoint, None)
+            self._mute.pop(endpoint, None)
+            self._succeeded += 1
+        elif endpoint in self._connected:
+            took = time.monotonic() - self._connected.pop(endpoint)
+            self._take_failure(event, value, endpoint, took)
+        elif failed:
+            self._explained = True
+            if why := self._why_not_in(event, value, endpoint):
+                self._complain(why)
+        elif event == _DISCONNECTED:
+            # Who is sure never to have succeeded, and was not told of, has sent something
+            # that libzmq took for ZMTP 1.
+            never = self._accepted.pop(value, -1) == self._succeeded
+            if never and not self._explained:
+                self._complain(f"something that does not speak ZMTP 3 connects to {endpoint}")
+            self._explained = False
+
+    def _take_failure(self, event: int, value: int, endpoint: str, took: float) -> None:
+        if event != _FAILED:
+            self._gave_up(endpoint)
+        elif took < _AT_ONCE:
+            self._mute[endpoint] = self._mute.get(endpoint, 0) + 1
+            if self._mute[endpoint] < _MUTE_FAILURES:
+                return
+        self._mute[endpoint] = 0
+        self._complain(self._why_not_out(event, value, endpoint, took))
+
+    def _complain(self, text: str) -> None:
+        self._guard.complaints.warn(text)
+
+    def _why_not_out(self, event: int, value: int, endpoint: str, took: float) -> str:
+        encrypts = self._guard.encrypts
+        if event == _FAILED_PROTOCOL and value == _MISMATCH:
+            if encrypts:
+                return f"{endpoint} does not encrypt: it has no --key, or is not what you think"
+            return f"{endpoint} encrypts: it takes a --key and its --server-key"
+        if event == _FAILED_AUTH or (encrypts and event == _FAILED and took > _AT_ONCE):
+            return f"{endpoint} does not admit the key {self._guard.own_key}"
+        if encrypts and event == _FAILED:
+            return f"{endpoint} has another key than --server-key, or is no ZeroMQ peer"
+        if event == _FAILED:
+            return f"{endpoint} closes the connection: it encrypts, or is no ZeroMQ peer"
+        return f"{endpoint} does not speak ZMTP 3: is it an HTTP or ssh server?"
+
+    def _why_not_in(self, event: int, value: int, endpoint: str) -> str | None:
+        if event != _FAILED_PROTOCOL:
+            return None  # the doorman tells, or the peer has just gone
+        if value == _MISMATCH and self._guard.encrypts:
+            return f"a peer at {endpoint} does not encrypt: it takes a --key and a --server-key"
+        if value == _MISMATCH:
+            return f"a peer at {endpoint} encrypts, and this end has no --key"
+        if value == _CRYPTOGRAPHIC:
+            return f"a peer at {endpoint} has a wrong --server-key: it is {self._guard.own_key}"
+        return f"something that does not speak ZMTP 3 connects to {endpoint}"
