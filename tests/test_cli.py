@@ -13,7 +13,9 @@ from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPULL, ZMQPUSH, push, sent, wor
 
 # Nothing of the machine's own configuration.
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-COMMON = {"--connect", "--bind", "--grace", "--quiet", "--config", "--version", "--help"}
+COMMON = {"--connect", "--bind", "--grace", "--quiet", "--config", "--version", "--help"}.union(
+    ("--key", "--server-key", "--allow", "--insecure")
+)
 OPTIONS = {
     ZMQPUSH: COMMON.union(
         ("--format", "--field", "--framing", "--null", "--delimiter", "--max-line"),

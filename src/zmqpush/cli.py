@@ -365,11 +365,11 @@ def push(
     epilog="""\b
 Examples:
   zmqpull | jq --unbuffered .message
-  zmqpull -b 'tcp://*:5014' --to /var/log/all.ndjson
-  zmqpull --ack-bind 'tcp://*:5015' --state /var/lib/zmqpull --to '/var/log/{host}/%Y%m%d.ndjson'
+  zmqpull -b 'tcp://*:5014' --key collector --allow senders --to /var/log/all.ndjson
+  zmqpull --ack-bind 'tcp://*:5015' --insecure --state /var/lib/zmqpull --to '%Y%m%d.ndjson'
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
-file. SIGHUP reopens the files. Exit codes: 0 done, 1 something plain was lost at the end, 2
+file. SIGHUP reopens the files and reads --allow anew. Exit codes: 0 done, 1 something plain was lost at the end, 2
 usage, 69 the endpoint cannot be used, 74 the output or the state cannot be written, 75 another
 process uses the state, 78 bad configuration.""",
 )
