@@ -369,9 +369,9 @@ Examples:
   zmqpull --ack-bind 'tcp://*:5015' --insecure --state /var/lib/zmqpull --to '%Y%m%d.ndjson'
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
-file. SIGHUP reopens the files and reads --allow anew. Exit codes: 0 done, 1 something plain was lost at the end, 2
-usage, 69 the endpoint cannot be used, 74 the output or the state cannot be written, 75 another
-process uses the state, 78 bad configuration.""",
+file. SIGHUP reopens the files and reads --allow anew. Exit codes: 0 done, 1 something plain was
+lost at the end, 2 usage, 69 the endpoint cannot be used, 74 the output or the state cannot be
+written, 75 another process uses the state, 78 bad configuration or keys.""",
 )
 @click.option(
     "-b",
