@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from choices import FORMS
+from choices import FORMS, seal
 from targets import (
     BEGIN,
     COMMIT,
@@ -97,6 +97,7 @@ def codec() -> dict[str, bytes]:
         "unknown-type-to-be-understood": changed(changed(data, 3, 77), 4, 0x80),
         "longer-header": changed(data[:16] + b"new" + data[16:], 7, 19),
         "short": data[:9],
+        "deep": seal(frames["hello"][:16] + b"[" * 1500 + b"last"),
     }
 
 
@@ -124,6 +125,7 @@ def receiver() -> dict[str, bytes]:
         "reset-400": b"\0" + hello + torn + answer,
         "reset-404": b"\0" + data + answer,
         "reset-412": b"\0" + hello + later + answer,
+        "reset-412-overlap": b"\0" + hello + data + send(Data.of(2, 2, b"{}\n{}\n"), 1) + answer,
         "reset-412-ping": b"\0" + hello + send(Ping(1), 1) + answer,
         "reset-429": b"\2" + hello + blocks + answer,
         "error-505": b"\0" + send(Hello(HELLO | {"versions": [2, 3]}), 0) + answer,
@@ -172,6 +174,7 @@ def sender() -> dict[str, bytes]:
         "acked-beyond": begin + greeted + come(Ack(1 << 60, 256, 1 << 18)) + send,
         "no-credit": begin + greeted + come(Ack(1, 0, 0)) + send,
         "one-block": begin + send + come(Welcome(WELCOME | {"blocks": 1})) + send,
+        "credit-with-a-fraction": begin + send + come(Welcome(WELCOME | {"bytes": 1.5})) + send,
         "two-welcomes": begin + greeted + come(Welcome(WELCOME | {"acked": 2})) + send,
         "of-another-life": begin + send + come(Welcome(WELCOME | {"acked": 99, "run": RUNS[1]})),
         "recovered": bytes((0, 0, 4, 1)) + send + come(Welcome(WELCOME | {"acked": 4})) + send,
@@ -229,6 +232,7 @@ def records() -> dict[str, bytes]:
         "frames": b'\xff{"a":1}\0\0{"b":"\xc3\xa9"}\n\0\0{}',
         "array": b'\x02[{"a":1}, {"b":[]},\n3, "x"]',
         "lines": b'\x01{"a":1}\n{"b":2}\n',
+        "newline-for-a-comma": b'\xff{"a":[1\n2]}',
         "pretty": b'\xff{\n "a": [1,\n 2]\n}',
         "text": b"\xffhello\nworld\n",
         "not-utf8": b'\xff{"a":1}\n\xff\xfe\n{"b":2}',

@@ -260,6 +260,7 @@ class _Store(UnackedQueue):
 
     def acknowledge(self, acked: int) -> None:
         """Forget what must have been sent."""
+        assert type(acked) is int
         assert acked <= max(self.recovered, self.sent)
         super().acknowledge(acked)
 
@@ -333,6 +334,7 @@ class _Sending:
         assert self.sender._in_flight_bytes == sum(size for _, size in flight)
         assert all(one < two for (one, _), (two, _) in pairwise(flight))
         assert self.sender.streaming == (self.sender._session != 0)
+        assert all(type(number) is int for number in self.sender._credit)
         assert self.store.records >= 0 and self.store._bytes >= 0
 
 
