@@ -46,8 +46,9 @@ class _TakesKeys(click.Command):
 
 def _check_names(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     try:
-        for text in value if isinstance(value, tuple) else filter(None, (value,)):
-            check_name(text)
+        for text in value if isinstance(value, tuple) else (value,):
+            if text is not None:
+                check_name(text)
     except ValueError as exc:
         raise click.BadParameter(str(exc), ctx, param) from exc
     return value
