@@ -203,17 +203,12 @@ def test_keys_that_do_not_belong_together_are_refused(pair):
 
 
 def test_systemd_gives_a_service_its_keys_as_credentials(tmp_path):
-    unit = """
-        [Service]
-        DynamicUser=yes
-        LogsDirectory=zmqpull
-        LoadCredential=collector:/var/lib/collector_secret allowed:/var/lib/allowed
-        ExecStart=/usr/local/bin/zmqpull --bind tcp://*:5014 --key %d/collector \
-            --allow %d/allowed --to /var/log/zmqpull/all
-        """
-    unit = re.sub(r"(?m)^ +", "", unit).replace(
-        "LoadCredential=collector:/var/lib/collector_secret ",
-        "LoadCredential=collector:/var/lib/collector_secret\nLoadCredential=",
+    unit = (
+        "[Service]\nDynamicUser=yes\nLogsDirectory=zmqpull\n"
+        "LoadCredential=collector:/var/lib/collector_secret\n"
+        "LoadCredential=allowed:/var/lib/allowed\n"
+        "ExecStart=/usr/local/bin/zmqpull --bind tcp://*:5014 --key %d/collector "
+        "--allow %d/allowed --to /var/log/zmqpull/all\n"
     )
     with manager(tmp_path) as systemd:
         for name in ("collector", "web1"):
@@ -228,6 +223,17 @@ def test_systemd_gives_a_service_its_keys_as_credentials(tmp_path):
         wait_until(lambda: arrived.exists() and b"hello" in arrived.read_bytes())
 
         assert not re.search(r"Uid:\s+0\b", systemd.status("keyed.service"))
+
+
+def test_the_access_list_of_a_credential_is_no_right_of_others(pair, monkeypatch):
+    # By which systemd lets a service read what belongs to root; it looks like a group's right.
+    Path(f"{pair}_secret").chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(pair.parent))
+
+    assert read_pair(pair).public == read_public(pair)[0]
+    Path(f"{pair}_secret").chmod(0o444)
+    with pytest.raises(KeyFileError, match="chmod 600"):
+        read_pair(pair)
 
 
 # Lists.
@@ -370,7 +376,7 @@ def test_what_is_written_is_read_again(first, second, kept):
         assert path.read_text().startswith("# a comment\n")
 
 
-@given(st.binary(max_size=300) | st.text("#ab =\n\t\"-\x1c", max_size=100).map(str.encode))
+@given(st.binary(max_size=300) | st.text('#ab =\n\t"-\x1c', max_size=100).map(str.encode))
 def test_any_bytes_are_a_list_or_an_error(data):
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "list")
