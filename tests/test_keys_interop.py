@@ -50,9 +50,7 @@ def test_rsyslog_receives_what_zmqpush_encrypts(rsyslog, start, pairs, tmp_path)
     sender = start(ZMQPUSH, *keys, "--connect", rsyslog.plain_endpoint, "app")
     sender.stdin.write("".join(text(number) + "\n" for number in range(100)).encode())
     sender.stdin.close()
-    told = b""
-    while b"does not admit the key" not in told:
-        told = sender.stderr.readline()
+    wait_until(lambda: b"does not admit the key" in sender.stderr.readline())
     allow = [ZMQKEYS, "allow", tmp_path / "clients", client]
     subprocess.run(allow, check=True, capture_output=True, timeout=PATIENCE)
 
@@ -144,9 +142,7 @@ def test_a_bare_sender_gets_in_once_zmqpull_admits_it(start, pairs, tmp_path):
         socket.curve_secretkey = client.secret.encode()
         socket.connect(endpoint)
         socket.send(b'{"message":"from a bare socket"}')
-        refusal = receiver.stderr.readline().decode()
-        while "not admitted" not in refusal:
-            refusal = receiver.stderr.readline().decode()
+        refusal = next(line for line in receiver.stderr if b"not admitted" in line).decode()
         command = re.search(r"(zmqpush-keys allow .*), then SIGHUP", refusal)[1]
         shell = ["bash", "-c", command.replace("zmqpush-keys", ZMQKEYS)]
         subprocess.run(shell, check=True, capture_output=True, timeout=PATIENCE)
