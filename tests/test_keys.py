@@ -210,7 +210,7 @@ def test_keys_that_do_not_belong_together_are_refused(pair):
 def test_systemd_gives_a_service_its_keys_as_credentials(tmp_path):
     unit = (
         "[Service]\nDynamicUser=yes\nLogsDirectory=zmqpull\n"
-        "LoadCredential=collector:/var/lib/collector_secret\n"
+        "LoadCredential=collector_secret:/var/lib/collector_secret\n"
         "LoadCredential=allowed:/var/lib/allowed\n"
         "ExecStart=/usr/local/bin/zmqpull --bind tcp://*:5014 --key %d/collector "
         "--allow %d/allowed --to /var/log/zmqpull/all\n"

@@ -926,7 +926,7 @@ def test_several_workers_use_slots_of_one_spool_and_one_too_many_ends(pipeline, 
     with pytest.raises(BeginAnewError):
         workers[2].begin()
 
-    assert workers[2].end() == 75
+    assert workers[2].end() == 73
     assert re.fullmatch(
         rb"zmqpush: the spool \S+ is in use by process \d+, \d+\n", workers[2].said()
     )

@@ -7,9 +7,10 @@ bound it names only the address where the peer came in.
 
 import asyncio
 import contextlib
+import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -44,15 +45,21 @@ class HandshakeWatch:
     Args:
         link: The socket; it must not have another monitor.
         guard: Which keys there are, and where to complain.
+        connect: The endpoints that it is to connect to.
         gave_up: Called with an endpoint that libzmq will not connect to again by itself.
 
     """
 
     def __init__(
-        self, link: "zmq.Socket[bytes]", guard: Guard, gave_up: Callable[[str], None]
+        self,
+        link: "zmq.Socket[bytes]",
+        guard: Guard,
+        connect: Sequence[str],
+        gave_up: Callable[[str], None],
     ) -> None:
         self._link = link
         self._guard = guard
+        self._connect = connect
         self._gave_up = gave_up
         self._connected: dict[str, float] = {}  # handshakes that we have begun, and when
         self._mute: dict[str, int] = {}  # how often it failed in a row without a reason
@@ -105,7 +112,8 @@ class HandshakeWatch:
                 self._complain(f"something that does not speak ZMTP 3 connects to {endpoint}")
             self._explained = False
 
-    def _take_failure(self, event: int, value: int, endpoint: str, took: float) -> None:
+    def _take_failure(self, event: int, value: int, address: str, took: float) -> None:
+        endpoint = _meant(address, self._connect)
         if event != _FAILED:
             self._gave_up(endpoint)
         elif took < _AT_ONCE:
@@ -142,3 +150,17 @@ class HandshakeWatch:
         if value == _CRYPTOGRAPHIC:
             return f"a peer at {endpoint} has a wrong --server-key: it is {self._guard.own_key}"
         return f"something that does not speak ZMTP 3 connects to {endpoint}"
+
+
+def _meant(address: str, endpoints: Sequence[str]) -> str:
+    """Return the endpoint that libzmq connected to, of which it tells the address only."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    likely = [e for e in endpoints if e.rpartition(":")[2] == port]
+    if address in endpoints or not likely:
+        return address
+    for endpoint in likely if len(likely) > 1 else ():
+        name = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        with contextlib.suppress(OSError):
+            if host.strip("[]") in {found[4][0] for found in socket.getaddrinfo(name, port)}:
+                return endpoint
+    return likely[0]

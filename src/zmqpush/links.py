@@ -93,7 +93,7 @@ class Link:
         self._context = context or zmq.Context()
         self._socket = self._context.socket(kind)
         self._guard = guard
-        self._watch = HandshakeWatch(self._socket, guard, self._connect_later)
+        self._watch = HandshakeWatch(self._socket, guard, endpoints.connect, self._connect_later)
         # The compiled class's methods, without a Python wrapper per call.
         self._send = super(zmq.Socket, self._socket).send
         self._recv = super(zmq.Socket, self._socket).recv
