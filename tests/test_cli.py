@@ -278,6 +278,15 @@ def test_a_wrong_file_is_one_clear_line(toml, text, code, what):
     assert done.returncode in (code, 78)
 
 
+def test_a_file_for_plain_delivery_does_not_hinder_acknowledged_delivery(toml, tmp_path):
+    """One file is for all that runs on a machine; in so many words it is refused."""
+    options = (ZMQPUSH, "--spool", tmp_path / "spool", "-c", NOBODY)
+    env = toml('framing = "lines"\ntimeout = 0')
+
+    assert run(*options, data=b"x\n", **env).returncode == 75
+    assert "not with --ack" in last_words(run(*options, "--framing", "lines", **env))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_exit_78(toml, tmp_path):
     env = toml("")

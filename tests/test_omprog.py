@@ -36,7 +36,7 @@ from chaos import (
     stop,
     written,
 )
-from helpers import PATIENCE, SUMMARY, ZMQPUSH, wait_until, wait_until_ready
+from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPUSH, wait_until, wait_until_ready
 
 BEGIN, COMMIT = b"BEGIN TRANSACTION", b"COMMIT TRANSACTION"
 OK, DEFER_COMMIT = b"OK", b"DEFER_COMMIT"
@@ -571,6 +571,15 @@ def test_a_message_that_looks_like_a_mark_confirms_nothing_that_is_not_safe(pipe
 
 
 # Without confirmMessages.
+
+
+def test_without_answers_too_it_ends_after_its_grace_when_rsyslog_does(start):
+    """With no collector, though otherwise it would wait for one at the end of its input."""
+    options = ("--omprog", "-c", NOBODY, "--grace", 0.2)
+    child = start(ZMQPUSH, *options, stderr=subprocess.STDOUT)
+    out, _ = child.communicate(b"a message\n", PATIENCE)
+
+    assert (child.returncode, b"1 lost" in out) == (1, True)
 
 
 @pytest.mark.parametrize("output", ["pipe", "null", "file"])
