@@ -6,14 +6,13 @@ They send all the time here, and nothing of theirs is lost or repeated.
 
 import contextlib
 import os
-import socket
-import struct
 import threading
 
 import pytest
 import zmq
 
-from chaos import LONG as LONG_DOSE, DOSE
+from chaos import DOSE, patched
+from chaos import LONG as LONG_DOSE
 from helpers import wait_until
 from hostile import (
     COMMAND,
@@ -28,15 +27,15 @@ from hostile import (
     ready,
     shake_hands,
 )
-from peers import bare, greet, receive
-from zmqpush.core.frames import Ack, Data, Hello, Reset, decode, encode
+from peers import bare, deliver, greet, receive
+from zmqpush.core.frames import Data, Reset, checksum, encode
 
 MIB = 1 << 20
 # Beside --memory: the program, libzmq, and the honest senders' credit.
 AT_REST = 160 * MIB
 # What a peer brings until it is cut off.
 UNTIL_CUT = 320 * MIB
-IDLE = 10_000 if DOSE is LONG_DOSE else 2_000
+IDLE, MUTE, STREAMS = (9_000, 9_000, 50_000) if DOSE is LONG_DOSE else (2_000, 500, 2_000)
 
 
 @pytest.fixture
@@ -93,7 +92,7 @@ def test_who_connects_and_does_not_finish_the_handshake_is_cut_off(target):
     with target.under_attack(f"{IDLE} idle connections"), contextlib.ExitStack() as stack:
         peers = [stack.enter_context(connect(target.port)) for _ in range(IDLE)]
         wait_until(lambda: target.connections > before + IDLE // 2)
-        print(f"{(target.memory - memory) / IDLE:.0f} bytes each")  # noqa: T201
+        print(f"{(target.memory - memory) / IDLE:.0f} bytes each")
         # Some send their greeting, a byte at a time.
         slow, rest = peers[:20], iter(greeting())
         stop = threading.Event()
@@ -131,4 +130,103 @@ def test_a_message_without_an_end_is_cut_off(start, tmp_path, port, part):
 
     assert target.peak < AT_REST + UNTIL_CUT
     assert "memory is short: cut off 127.0.0.1:" in target.errors
+    target.verify()
+
+
+def test_peers_that_finish_the_handshake_and_say_nothing_take_little(target):
+    memory = target.memory
+    with target.under_attack(f"{MUTE} mute peers"), contextlib.ExitStack() as stack:
+        for _ in range(MUTE):
+            stack.enter_context(shake_hands(target.port))
+        print(f"{(target.memory - memory) / MUTE:.0f} bytes each")
+        target.wait_for_more()
+
+    assert target.peak < AT_REST + MUTE * 40_000
+    target.verify()
+
+
+def test_handshakes_without_end_slow_the_others_down_at_most(target):
+    with target.under_attack("handshakes"):
+        for _ in range(MUTE):
+            shake_hands(target.port).close()
+            connect(target.port, greeting(b"CURVE")).close()
+
+    assert target.peak < AT_REST
+    target.verify()
+
+
+FEW = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))"
+
+
+def test_when_descriptors_run_out_who_is_connected_goes_on(start, tmp_path):
+    command = (*patched("zmqpull", FEW),)
+    target = Target(start, tmp_path, plain=True, command=command)
+    with target.under_attack("too many connections"), contextlib.ExitStack() as stack:
+        peers = 0
+        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
+            for peers in range(500):
+                stack.enter_context(shake_hands(target.port))
+        assert 100 < peers < 200
+        wait_until(lambda: "limit on open descriptors" in target.errors)
+        target.wait_for_more()
+        spent = target.cpu
+        for _ in range(5):
+            with contextlib.suppress(ConnectionRefusedError):
+                shake_hands(target.port).close()
+        assert target.cpu - spent < 5
+
+    def is_open() -> bool:
+        with contextlib.suppress(ConnectionError):
+            shake_hands(target.port).close()
+            return True
+        return False
+
+    wait_until(is_open)
+    assert target.errors.count("limit on open descriptors") == 1
+    target.verify()
+
+
+def test_what_is_stale_replayed_out_of_order_or_too_much_is_refused(target, start):
+    lines = [b"hostile %d\n" % n for n in range(1, 4)]
+    endpoint = f"tcp://127.0.0.1:{target.port}"
+
+    def refused(peer: zmq.Socket, message: object, session: int) -> int:
+        peer.send(encode(message, session))
+        return receive(peer, Reset)[0].code
+
+    with target.under_attack("the protocol"), bare(zmq.DEALER, endpoint) as peer:
+        _, session = greet(peer)
+        deliver(peer, session, 1, *(line[:-1] for line in lines))
+        # Replayed, it is acknowledged again, and not written.
+        deliver(peer, session, 1, *(line[:-1] for line in lines))
+        assert refused(peer, Data.of(9, 1, b"gap\n"), session) == 412
+        # The session has ended with that; nobody else's can be taken, either.
+        assert refused(peer, Data.of(4, 1, b"stale\n"), session) == 404
+        _, session = greet(peer)
+        with bare(zmq.DEALER, endpoint) as thief:
+            assert refused(thief, Data.of(4, 1, b"stolen\n"), session) == 404
+        lying = Data(4, 1000, b"short\n", checksum(4, 1000, b"short\n"))
+        assert refused(peer, lying, session) == 400
+        _, session = greet(peer)
+        with contextlib.suppress(zmq.Again):
+            for n in range(4, 400):
+                peer.send(encode(Data.of(n, 1, b"x" * (MIB - 1) + b"\n"), session), zmq.NOBLOCK)
+        assert receive(peer, Reset)[0].code in (404, 429)
+
+    text = target.path.read_bytes()
+    assert [text.count(line) for line in lines] == [1, 1, 1]
+    assert not any(word in text for word in (b"gap", b"stale", b"stolen", b"short"))
+    assert target.peak < AT_REST
+
+
+def test_streams_that_never_sent_a_block_are_not_remembered(target):
+    # One that did is: for 30 days, or until it says that it is over.
+    with target.under_attack("streams"), bare(zmq.DEALER, f"tcp://127.0.0.1:{target.port}") as peer:
+        memory = target.memory
+        for number in range(STREAMS):
+            greet(peer, f"{number:032x}")
+        print(f"{(target.memory - memory) / STREAMS:.0f} bytes a HELLO")
+        memory = target.memory
+
+    assert target.peak < AT_REST
     target.verify()

@@ -33,6 +33,7 @@ _TRIMS = 6
 _TRIM_INTERVAL = 0.5
 # tcpi_bytes_received, in the kernel's struct tcp_info.
 _BYTES_RECEIVED = struct.Struct("=128xQ")
+_RESET = struct.pack("ii", 1, 0)
 _EVENTS = select.EPOLLIN | select.EPOLLET
 
 
@@ -131,6 +132,8 @@ class Pressure:
                 self._before[fd] = received
             elif received - before > _MAX_UNFINISHED:
                 host, port, *_ = connection.getpeername()
+                # The kernel is not to keep what it has of it, either.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 connection.shutdown(socket.SHUT_RDWR)
                 self._complaints.warn(
                     f"memory is short: cut off {host}:{port}, which sends a message without an end",
