@@ -6,7 +6,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from chaos import Feeder, compare, written
@@ -74,14 +74,28 @@ def pour(peer: socket.socket, data: bytes, most: int) -> int:
 
 def is_closed(peer: socket.socket) -> bool:
     """Whether the other end has closed a connection; reads what it has sent."""
+    timeout = peer.gettimeout()
+    peer.settimeout(0)
     try:
-        while data := peer.recv(65536, socket.MSG_DONTWAIT):
-            assert data
+        while peer.recv(65536):
+            pass
     except BlockingIOError:
         return False
     except ConnectionError:
-        return True
+        pass
+    finally:
+        peer.settimeout(timeout)
     return True
+
+
+def peak_memory(child: subprocess.Popen[bytes]) -> int:
+    """Return how much a process took at most, in bytes."""
+    return _status(child, "VmHWM")
+
+
+def _status(child: subprocess.Popen[bytes], name: str) -> int:
+    status = Path(f"/proc/{child.pid}/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) << 10
 
 
 class Target:
@@ -100,8 +114,7 @@ class Target:
         directory: Path,
         *options: object,
         plain: bool = False,
-        command: tuple[object, ...] = (ZMQPULL,),
-        sender: tuple[object, ...] = (),
+        command: Iterable[object] = (ZMQPULL,),
     ) -> None:
         self._errors = directory / "errors"
         self.path = directory / "all"
@@ -117,10 +130,10 @@ class Target:
         }
         self.port, self.plain_port = ports["acknowledged"], ports["plain"]
         to = f"tcp://127.0.0.1:{self.port}"
-        self._senders = [start(ZMQPUSH, "--ack", "--format", "raw", "-c", to, *sender)]
+        self._senders = [start(ZMQPUSH, "--ack", "--format", "raw", "-c", to)]
         if plain:
             to = f"tcp://127.0.0.1:{self.plain_port}"
-            self._senders.append(start(ZMQPUSH, "--framing", "lines", "-c", to, *sender))
+            self._senders.append(start(ZMQPUSH, "--framing", "lines", "-c", to))
         self._firsts = [1 + 500_000_000 * n for n in range(len(self._senders))]
         self._feeders = [
             Feeder(child, first, seed=first)
@@ -136,16 +149,12 @@ class Target:
     @property
     def memory(self) -> int:
         """How much it takes now, in bytes."""
-        return self._status("VmRSS")
+        return _status(self.child, "VmRSS")
 
     @property
     def peak(self) -> int:
         """How much it took at most, in bytes."""
-        return self._status("VmHWM")
-
-    def _status(self, name: str) -> int:
-        status = Path(f"/proc/{self.child.pid}/status").read_text()
-        return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) << 10
+        return peak_memory(self.child)
 
     @property
     def cpu(self) -> float:

@@ -203,10 +203,10 @@ class Link:
             self._pressure.take(int(frame.get(zmq.SRCFD)))
 
     def _is_drained(self) -> bool:
-        if self._events() & _POLLIN:
+        events = self._events()
+        if events & (_POLLIN | POLLOUT):
             self._signal.wake()  # looking has consumed the edge
-            return False
-        return True
+        return not events & _POLLIN
 
     def _connect(self, endpoint: str) -> None:
         self._guard.secure_client(self._socket, endpoint)
@@ -316,6 +316,7 @@ class PushLink(Link):
         guard: How to encrypt, and whom to admit.
         framing: What a message carries.
         separator: What ends each record of a payload.
+        memory: How much the queue may take, in bytes, before peers are suspected.
 
     Attributes:
         accepted: How many records libzmq has taken, so far.
@@ -323,7 +324,12 @@ class PushLink(Link):
     """
 
     def __init__(
-        self, endpoints: Endpoints, guard: Guard, framing: Framing, separator: bytes
+        self,
+        endpoints: Endpoints,
+        guard: Guard,
+        framing: Framing,
+        separator: bytes,
+        memory: int,
     ) -> None:
         hwm = _SEND_HWM[framing]
         # IMMEDIATE: only to peers that are there, so nothing sits in a queue for a dead
@@ -335,7 +341,7 @@ class PushLink(Link):
             zmq.SNDTIMEO: _SEND_TIMEOUT,
             zmq.MAXMSGSIZE: MAX_REPLY_BYTES,
         }
-        super().__init__(zmq.PUSH, endpoints, guard, options)
+        super().__init__(zmq.PUSH, endpoints, guard, options, memory=memory)
         self._framing = framing
         self._separator = separator
         self._frames: list[bytes] = []
