@@ -47,12 +47,14 @@ def connect(port: int, data: bytes = b"") -> socket.socket:
 
 def shake_hands(port: int, kind: bytes = b"DEALER") -> socket.socket:
     """Return a connection whose NULL handshake is finished."""
-    peer = connect(port, greeting() + ready(kind))
-    got = b""
-    while b"READY" not in got:
-        data = peer.recv(4096)
-        assert data, "the handshake was refused"
-        got += data
+    with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(connect(port, greeting() + ready(kind)))
+        got = b""
+        while b"READY" not in got:
+            data = peer.recv(4096)
+            assert data, "the handshake was refused"
+            got += data
+        stack.pop_all()
     return peer
 
 
