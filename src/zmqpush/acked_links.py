@@ -7,12 +7,11 @@ import zmq
 
 from zmqpush.core.frames import MAX_CREDIT_BLOCKS, MAX_FRAME_BYTES
 from zmqpush.guard import ANONYMOUS, Guard
-from zmqpush.links import NOBLOCK, POLLOUT, TURN_BYTES, TURN_FRAMES, Link
+from zmqpush.links import MAX_REPLY_BYTES, NOBLOCK, POLLOUT, TURN_BYTES, TURN_FRAMES, Link
 from zmqpush.settings import Endpoints
 
 # With acknowledgements the receiver's credit is the bound; libzmq's queues never fill.
 _BLOCKS_HWM = 4 * MAX_CREDIT_BLOCKS
-_MAX_REPLY_BYTES = 1 << 16
 # A frame that is longer is not copied: it waits where libzmq has received it.
 _COPY_BYTES = 8192
 
@@ -35,7 +34,7 @@ class DealerLink(Link):
             zmq.SNDHWM: _BLOCKS_HWM,
             zmq.RCVHWM: _BLOCKS_HWM,
             zmq.IMMEDIATE: 1,
-            zmq.MAXMSGSIZE: _MAX_REPLY_BYTES,
+            zmq.MAXMSGSIZE: MAX_REPLY_BYTES,
         }
         super().__init__(zmq.DEALER, Endpoints(connect=(endpoint,)), guard, options, context)
 
@@ -61,7 +60,7 @@ class DealerLink(Link):
 
     def discard(self, linger: float) -> None:
         """Close the socket; what it holds may be sent for so many seconds."""
-        self._watch.close()
+        self._stop_watching()
         self._socket.close(linger=int(linger * 1000))
 
 
@@ -72,39 +71,57 @@ class RouterLink(Link):
     Args:
         endpoints: Where to bind.
         guard: How to encrypt, and whom to admit.
+        memory: How much messages may take, in bytes, before peers are suspected.
 
     Attributes:
         malformed: How many messages were not of one frame.
 
     """
 
-    def __init__(self, endpoints: Endpoints, guard: Guard) -> None:
+    def __init__(self, endpoints: Endpoints, guard: Guard, memory: int) -> None:
         options = {
             zmq.SNDHWM: _BLOCKS_HWM,
             zmq.RCVHWM: _BLOCKS_HWM,
             zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
-            zmq.BACKLOG: 1024,
             zmq.ROUTER_MANDATORY: 1,
+            zmq.ROUTER_HANDOVER: 0,  # a peer that claims another's routing id does not get it
         }
-        super().__init__(zmq.ROUTER, endpoints, guard, options)
+        super().__init__(zmq.ROUTER, endpoints, guard, options, memory=memory)
         self.malformed = 0
+        self._skipping = False  # the rest of a message that is not of one frame
 
     def receive(self) -> list[tuple[bytes, bytes | memoryview, str]]:
         """Return peers, their frames and keys, those that are there, until they make a MiB."""
         messages: list[tuple[bytes, bytes | memoryview, str]] = []
         size = 0
         with contextlib.suppress(zmq.Again):
-            while size < TURN_BYTES and len(messages) < TURN_FRAMES:
-                peer, *frames = self._socket.recv_multipart(NOBLOCK, copy=False)
-                if len(frames) == 1:
-                    (frame,) = frames
-                    data = frame.buffer if len(frame) > _COPY_BYTES else frame.bytes
-                    principal = str(frame["User-Id"]) if self._guard.encrypts else ANONYMOUS
-                    messages.append((peer.bytes, data, principal))
-                    size += len(frame)
-                else:
+            for _ in range(TURN_FRAMES):
+                if self._skipping:
+                    self._skip()
+                    continue
+                peer = self._socket.recv(NOBLOCK, copy=False)
+                frame = self._socket.recv(NOBLOCK, copy=False)
+                if frame.more:
                     self.malformed += 1
+                    self._skipping = True
+                    continue
+                self._note(frame)
+                data = frame.buffer if len(frame) > _COPY_BYTES else frame.bytes
+                principal = str(frame["User-Id"]) if self._guard.encrypts else ANONYMOUS
+                messages.append((peer.bytes, data, principal))
+                size += len(frame)
+                if size >= TURN_BYTES:
+                    break
         return messages
+
+    def _skip(self) -> None:
+        # Some at a time: there may be millions of parts.
+        for _ in range(TURN_FRAMES):
+            frame = self._socket.recv(NOBLOCK, copy=False)
+            if not frame.more:
+                self._note(frame)
+                self._skipping = False
+                return
 
     def send(self, peer: bytes, frame: bytes) -> bool:
         """Send a frame to a peer; whether the peer is there. One that is behind gets none."""

@@ -14,6 +14,7 @@ import os
 import resource
 import stat
 import struct
+import sys
 
 
 def allow_many_descriptors() -> None:
@@ -21,6 +22,16 @@ def allow_many_descriptors() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def lowest_free() -> int:
+    """Return the number that the kernel would give to the next descriptor."""
+    try:
+        fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return sys.maxsize
+    os.close(fd)
+    return fd
 
 
 def open_again(fd: int, flags: int) -> int | None:

@@ -7,6 +7,7 @@ bound it names only the address where the peer came in.
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 import time
@@ -31,6 +32,9 @@ _EVENTS = (_FAILED_PROTOCOL | _FAILED_AUTH | _FAILED | _SUCCEEDED | _CONNECTED |
 )
 _CRYPTOGRAPHIC = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
 _MISMATCH = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# How many events to take before others get a turn.
+_TURN = 64
 # A connection that ends sooner after it began, in seconds, was not ended by a time limit.
 _AT_ONCE = 1.0
 # A peer may close the connection before we have read why: so often in a row, and it has
@@ -47,6 +51,8 @@ class HandshakeWatch:
         guard: Which keys there are, and where to complain.
         connect: The endpoints that it is to connect to.
         gave_up: Called with an endpoint that libzmq will not connect to again by itself.
+        began: Called with the descriptor of each new connection.
+        full: Called when the system has no more room for connections.
 
     """
 
@@ -56,11 +62,15 @@ class HandshakeWatch:
         guard: Guard,
         connect: Sequence[str],
         gave_up: Callable[[str], None],
+        began: Callable[[int], None],
+        full: Callable[[], None],
     ) -> None:
         self._link = link
         self._guard = guard
         self._connect = connect
         self._gave_up = gave_up
+        self._began = began
+        self._full = full
         self._connected: dict[str, float] = {}  # handshakes that we have begun, and when
         self._mute: dict[str, int] = {}  # how often it failed in a row without a reason
         self._accepted: dict[int, int] = {}  # connections, and how many had succeeded before
@@ -80,17 +90,23 @@ class HandshakeWatch:
         while True:
             with contextlib.suppress(zmq.Again):
                 while True:
-                    told, address = self._monitor.recv_multipart(zmq.NOBLOCK)
-                    event, value = _EVENT.unpack(told)
-                    self._take(event, value, address.decode())
+                    for _ in range(_TURN):
+                        told, address = self._monitor.recv_multipart(zmq.NOBLOCK)
+                        event, value = _EVENT.unpack(told)
+                        self._take(event, value, address.decode())
+                    await asyncio.sleep(0)  # hostile peers can cause any number
             await self._readiness.wait()
 
     def _take(self, event: int, value: int, endpoint: str) -> None:
         failed = event in (_FAILED, _FAILED_PROTOCOL, _FAILED_AUTH)
         if event == _CONNECTED:
             self._connected[endpoint] = time.monotonic()
+            self._began(value)
         elif event == _ACCEPTED:
             self._accepted[value] = self._succeeded
+            self._began(value)
+        elif event == _ACCEPT_FAILED and value in _EXHAUSTED:
+            self._full()
         elif event == _ACCEPT_FAILED:
             self._complain(f"cannot accept a connection at {endpoint}: {zmq.strerror(value)}")
         elif event == _SUCCEEDED:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import random
+import resource
 import socket
 import stat
 import termios
@@ -26,10 +27,11 @@ import zmq
 
 from zmqpush.core.envelope import Payload
 from zmqpush.core.framing import Framing, to_frames
-from zmqpush.descriptors import Readiness, pending_bytes
+from zmqpush.descriptors import Readiness, lowest_free, pending_bytes
 from zmqpush.errors import EndpointError
 from zmqpush.guard import Doorman, Guard
 from zmqpush.handshakes import HandshakeWatch
+from zmqpush.pressure import Pressure
 from zmqpush.settings import Endpoints, bad_endpoint
 
 # Plain ints: the enums of pyzmq cost a conversion per call.
@@ -49,13 +51,19 @@ _RECEIVE_HWM = 1000
 
 # A peer's claim of a message's size is not believed beyond this, in bytes.
 _MAX_MESSAGE_BYTES = 64 << 20
-# One turn of receiving ends after so many frames or bytes.
+MAX_REPLY_BYTES = 1 << 16  # of who only receives
+# One turn of receiving ends after so many frames or bytes. Small ones are taken at once.
 TURN_FRAMES = 64
+_MOST_FRAMES = 1 << 14
 TURN_BYTES = 1 << 20
 # How often to look at the end whether the peers have taken everything, in seconds.
 _UNREAD_INTERVAL = 0.005
 # When to connect again where libzmq does not, in seconds.
 _AGAIN_DELAY = 2.0
+# So many descriptors are for the program's own files, not for connections.
+_SPARE_DESCRIPTORS = 600
+# When there are none left, how often to look whether some are free again, in seconds.
+_DOORS_INTERVAL = 1.0
 # How many payloads may be in doubt at the end, at most.
 _PAYLOADS_IN_DOUBT = 1024
 
@@ -70,6 +78,7 @@ class Link:
         guard: How to encrypt, and whom to admit.
         options: Of the socket, beside those of all links.
         context: If it is not to have one of its own.
+        memory: How much the messages of its peers may take, in bytes; without it nobody looks.
 
     Raises:
         EndpointError: If libzmq refuses an endpoint.
@@ -86,6 +95,7 @@ class Link:
         guard: Guard,
         options: Mapping[zmq.SocketOption, int],
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+        memory: int | None = None,
     ) -> None:
         self.has_open_port = endpoints.has_open_port
         self._foreign_fds = _open_fds()
@@ -93,7 +103,17 @@ class Link:
         self._context = context or zmq.Context()
         self._socket = self._context.socket(kind)
         self._guard = guard
-        self._watch = HandshakeWatch(self._socket, guard, endpoints.connect, self._connect_later)
+        self._pressure: Pressure | None = None
+        self._doors: list[str] = []  # what is bound
+        self._shut: list[str] = []  # what was, and will be again
+        self._watch = HandshakeWatch(
+            self._socket,
+            guard,
+            endpoints.connect,
+            self._connect_later,
+            self._let_in,
+            self._shut_doors,
+        )
         # The compiled class's methods, without a Python wrapper per call.
         self._send = super(zmq.Socket, self._socket).send
         self._recv = super(zmq.Socket, self._socket).recv
@@ -112,6 +132,8 @@ class Link:
             # Who connects and says nothing goes soon, and who is refused may try again. A
             # handshake takes a fleet that comes back at once half a millisecond each.
             zmq.HANDSHAKE_IVL: 5000,
+            # A fleet, or a flood, that comes at once waits in the kernel.
+            zmq.BACKLOG: 1024,
             zmq.RECONNECT_IVL: random.randint(50, 100),  # a fleet does not come back at once
             zmq.RECONNECT_IVL_MAX: 2000,
             **options,
@@ -132,6 +154,8 @@ class Link:
         if endpoints.bind and guard.encrypts:
             doorman.start()
         self._signal = Readiness(self._socket.FD)
+        if memory is not None:
+            self._pressure = Pressure(memory, guard.complaints, self._is_drained)
 
     def _bind(self, endpoint: str) -> None:
         self._guard.secure_server(self._socket)
@@ -139,6 +163,55 @@ class Link:
             _refuse_bound_ipc(endpoint)
             self._use_ipv6(endpoint)
             self._socket.bind(endpoint)
+        self._doors.append(self.address)
+
+    def _let_in(self, fd: int) -> None:
+        # The kernel gives out the lowest numbers first.
+        if fd >= _highest_connection():
+            self._shut_doors()
+        if self._pressure:
+            self._pressure.add(fd)
+
+    def _shut_doors(self) -> None:
+        # Without descriptors the program cannot open its own files, and libzmq tries to
+        # accept without a pause. Who is in stays, others are refused by the kernel.
+        if self._socket.closed or not self._doors:
+            return
+        self._guard.complaints.warn(
+            "as many connections as the limit on open descriptors allows: "
+            "no more are accepted until some have ended"
+        )
+        for door in self._doors:
+            self._socket.unbind(door)
+        self._shut += self._doors
+        self._doors.clear()
+        asyncio.get_running_loop().call_later(_DOORS_INTERVAL, self._open_doors)
+
+    def _open_doors(self) -> None:
+        if self._socket.closed:
+            return
+        if lowest_free() < _highest_connection():
+            for door in self._shut.copy():
+                try:
+                    self._use_ipv6(door)
+                    self._socket.bind(door)
+                except zmq.ZMQError as exc:
+                    self._guard.complaints.warn(f"cannot bind {door} again: {exc}: waiting")
+                else:
+                    self._shut.remove(door)
+                    self._doors.append(door)
+        if self._shut:
+            asyncio.get_running_loop().call_later(_DOORS_INTERVAL, self._open_doors)
+
+    def _note(self, frame: zmq.Frame) -> None:
+        if self._pressure and self._pressure.high and not frame.more:
+            self._pressure.take(int(frame.get(zmq.SRCFD)))
+
+    def _is_drained(self) -> bool:
+        events = self._events()
+        if events & (_POLLIN | POLLOUT):
+            self._signal.wake()  # looking has consumed the edge
+        return not events & _POLLIN
 
     def _connect(self, endpoint: str) -> None:
         self._guard.secure_client(self._socket, endpoint)
@@ -204,13 +277,18 @@ class Link:
             self._context.term()
             loop.call_soon_threadsafe(closed.set)
 
-        self._watch.close()
+        self._stop_watching()
         self._socket.close()
         # A daemon: whoever loses patience ends the process and this wait with it.
         threading.Thread(target=terminate, daemon=True).start()
         await closed.wait()
         while any(map(_has_unread, connections)):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(_UNREAD_INTERVAL)
+
+    def _stop_watching(self) -> None:
+        self._watch.close()
+        if self._pressure:
+            self._pressure.close()
 
     def _own_fds(self) -> set[int]:
         # libzmq does not tell its connections: they are among what it opened.
@@ -229,6 +307,11 @@ class Link:
         return connections
 
 
+def _highest_connection() -> int:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most - min(_SPARE_DESCRIPTORS, most // 4)
+
+
 class PushLink(Link):
     """
     A PUSH socket.
@@ -238,6 +321,7 @@ class PushLink(Link):
         guard: How to encrypt, and whom to admit.
         framing: What a message carries.
         separator: What ends each record of a payload.
+        memory: How much the queue may take, in bytes, before peers are suspected.
 
     Attributes:
         accepted: How many records libzmq has taken, so far.
@@ -245,13 +329,24 @@ class PushLink(Link):
     """
 
     def __init__(
-        self, endpoints: Endpoints, guard: Guard, framing: Framing, separator: bytes
+        self,
+        endpoints: Endpoints,
+        guard: Guard,
+        framing: Framing,
+        separator: bytes,
+        memory: int,
     ) -> None:
         hwm = _SEND_HWM[framing]
         # IMMEDIATE: only to peers that are there, so nothing sits in a queue for a dead
         # endpoint while another one lives, and nothing counts as sent to nobody.
-        options = {zmq.SNDHWM: hwm, zmq.IMMEDIATE: 1, zmq.SNDTIMEO: _SEND_TIMEOUT}
-        super().__init__(zmq.PUSH, endpoints, guard, options)
+        # MAXMSGSIZE: a PULL peer says nothing but its handshake.
+        options = {
+            zmq.SNDHWM: hwm,
+            zmq.IMMEDIATE: 1,
+            zmq.SNDTIMEO: _SEND_TIMEOUT,
+            zmq.MAXMSGSIZE: MAX_REPLY_BYTES,
+        }
+        super().__init__(zmq.PUSH, endpoints, guard, options, memory=memory)
         self._framing = framing
         self._separator = separator
         self._frames: list[bytes] = []
@@ -330,22 +425,26 @@ class PullLink(Link):
     Args:
         endpoints: Where to bind and connect.
         guard: How to encrypt, and whom to admit.
+        memory: How much messages may take, in bytes, before peers are suspected.
 
     """
 
-    def __init__(self, endpoints: Endpoints, guard: Guard) -> None:
-        options = {zmq.RCVHWM: _RECEIVE_HWM, zmq.MAXMSGSIZE: _MAX_MESSAGE_BYTES, zmq.BACKLOG: 1024}
-        super().__init__(zmq.PULL, endpoints, guard, options)
+    def __init__(self, endpoints: Endpoints, guard: Guard, memory: int) -> None:
+        options = {zmq.RCVHWM: _RECEIVE_HWM, zmq.MAXMSGSIZE: _MAX_MESSAGE_BYTES}
+        super().__init__(zmq.PULL, endpoints, guard, options, memory=memory)
 
     def receive(self, max_frames: int | None = None) -> list[bytes]:
         """Return frames that are there, until they make a MiB; none if there are none."""
-        if self._guard.revoked:
-            return self._receive_from_admitted(max_frames)
+        assert self._pressure
+        if self._guard.revoked or self._pressure.high:
+            return self._receive_and_look(max_frames)
         frames: list[bytes] = []
-        turn = TURN_FRAMES if max_frames is None else min(max_frames, TURN_FRAMES)
+        most = _MOST_FRAMES if max_frames is None else min(max_frames, _MOST_FRAMES)
+        turn = min(most, TURN_FRAMES)
         size = 0
         try:
-            while size < TURN_BYTES and (max_frames is None or len(frames) < max_frames):
+            # Empty frames have no size, and do not count for ever.
+            while size < TURN_BYTES and len(frames) < most:
                 before = len(frames)
                 frames.extend(map(self._recv, repeat(NOBLOCK, turn)))
                 size += sum(map(len, frames[before:]))
@@ -353,14 +452,15 @@ class PullLink(Link):
             pass  # what came before it is in the list
         return frames
 
-    def _receive_from_admitted(self, max_frames: int | None = None) -> list[bytes]:
+    def _receive_and_look(self, max_frames: int | None = None) -> list[bytes]:
         # A connection outlives the admission of its key, and to ask each frame takes a while.
         frames: list[bytes] = []
         with contextlib.suppress(zmq.Again):
             for _ in range(TURN_FRAMES if max_frames is None else min(max_frames, TURN_FRAMES)):
                 frame = self._socket.recv(NOBLOCK, copy=False)
-                if self._guard.admits(str(frame["User-Id"])):
+                if not self._guard.revoked or self._guard.admits(str(frame["User-Id"])):
                     frames.append(frame.bytes)
+                self._note(frame)
         return frames
 
     def drain(self) -> Iterator[list[bytes]]:

@@ -84,8 +84,8 @@ class Puller:
         self._sink = Sink(settings.to, reporter, safe=safe)
         plain, acked = settings.endpoints, settings.ack_endpoints
         self._guard = Guard(settings.security, plain.connect if plain else (), reporter)
-        self._plain = PullLink(plain, self._guard) if plain else None
-        self._acked = RouterLink(acked, self._guard) if acked else None
+        self._plain = PullLink(plain, self._guard, settings.memory) if plain else None
+        self._acked = RouterLink(acked, self._guard, settings.memory) if acked else None
         self._decoder = RecordDecoder()
         self._receiver = Receiver(
             self._state.floors() if self._state else {},
@@ -225,9 +225,9 @@ class Puller:
                 fault_point("received")
                 self._work.set()
                 self._reply()
-                await asyncio.sleep(0)
             else:
                 await self._acked.readable()
+            await asyncio.sleep(0)  # also when all that comes is refused
             if now >= expire_at:
                 expire_at = now + _EXPIRY_INTERVAL
                 self._receiver.tick(now)

@@ -1,0 +1,143 @@
+"""
+Cuts off peers that fill memory with a message that never ends.
+
+libzmq bounds a message's parts in size and the messages of a peer in number, but not the
+parts of a message, and holds all of them until the last one is there. So while memory is
+short we look how many bytes each connection has brought, and whether any message of it
+was whole.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+
+from zmqpush.descriptors import Readiness
+from zmqpush.guard import Complaints
+
+# What the process and libzmq may take beside the budget, in bytes.
+_ALLOWANCE = 96 << 20
+# How often to look while bytes come, in seconds: a peer nearby brings a GB in one.
+_INTERVAL = 0.1
+# How often while memory is short.
+_SHORT_INTERVAL = 0.02
+# What a connection may bring then without a whole message, in bytes. Nothing honest brings
+# as much in that time, and parts without content take 32 times as much memory.
+_MAX_UNFINISHED = 4 << 20
+# After someone was cut off, so often and at such intervals free memory is given back.
+_TRIMS = 6
+_TRIM_INTERVAL = 0.5
+# tcpi_bytes_received, in the kernel's struct tcp_info.
+_BYTES_RECEIVED = struct.Struct("=128xQ")
+_RESET = struct.pack("ii", 1, 0)
+_EVENTS = select.EPOLLIN | select.EPOLLET
+
+
+class Pressure:
+    """
+    Watches the connections of one socket. While nothing comes no timer runs.
+
+    Args:
+        budget: How much memory the socket's messages may take, in bytes.
+        complaints: Where to tell who was cut off.
+        drained: Tells whether libzmq holds no whole message.
+
+    Attributes:
+        high: Whether memory is short. Then :meth:`take` must be told of each message.
+
+    """
+
+    def __init__(self, budget: int, complaints: Complaints, drained: Callable[[], bool]) -> None:
+        self.high = False
+        self._budget = budget + _ALLOWANCE
+        self._complaints = complaints
+        self._drained = drained
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._connections = select.epoll()
+        self._readiness = Readiness(self._connections.fileno())
+        self._before: dict[int, int] = {}  # what each had brought when it was judged last
+        self._whole: set[int] = set()  # who brought a whole message since
+        self._messages = 0
+        self._task = asyncio.create_task(self._watch())
+        self._giving_back = asyncio.create_task(asyncio.sleep(0))
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._task.cancel()
+        self._giving_back.cancel()
+        self._connections.close()
+        os.close(self._statm)
+
+    def add(self, fd: int) -> None:
+        """Watch a connection of libzmq's, until it is closed."""
+        with contextlib.suppress(OSError):  # it is closed already
+            self._connections.register(fd, _EVENTS)
+
+    def take(self, fd: int) -> None:
+        """Note that a whole message came from a connection."""
+        self._whole.add(fd)
+        self._messages += 1
+
+    async def _watch(self) -> None:
+        active: set[int] = set()
+        while True:
+            await self._readiness.wait()
+            await asyncio.sleep(_SHORT_INTERVAL if self.high else _INTERVAL)
+            active.update(fd for fd, _ in self._connections.poll(0))
+            self.high = self._resident() > self._budget
+            if not self.high:
+                active.clear()
+                self._before.clear()
+                self._forget_messages()
+            # Whoever brought a whole message is known once all were asked for one.
+            elif self._drained() or self._messages > len(active):
+                self._judge(active)
+                active = set()
+
+    def _resident(self) -> int:
+        pages = os.pread(self._statm, 128, 0).split()[1]
+        return int(pages) * os.sysconf("SC_PAGESIZE")
+
+    def _judge(self, active: set[int]) -> None:
+        cut = False
+        for fd in active:
+            with contextlib.suppress(OSError):  # it is closed meanwhile
+                cut |= self._judge_one(fd)
+        self._forget_messages()
+        if cut and self._giving_back.done():
+            self._giving_back = asyncio.create_task(self._give_back())
+
+    async def _give_back(self) -> None:
+        # What libzmq frees stays with the allocator, and memory would seem short for ever.
+        with contextlib.suppress(AttributeError):
+            trim = ctypes.CDLL(None).malloc_trim
+            for _ in range(_TRIMS):
+                await asyncio.sleep(_TRIM_INTERVAL)
+                trim(0)
+
+    def _forget_messages(self) -> None:
+        self._whole.clear()
+        self._messages = 0
+
+    def _judge_one(self, fd: int) -> bool:
+        with socket.socket(fileno=os.dup(fd)) as connection:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+            (received,) = _BYTES_RECEIVED.unpack(info)
+            before = self._before.get(fd)
+            if before is None or received < before or fd in self._whole:
+                self._before[fd] = received
+            elif received - before > _MAX_UNFINISHED:
+                host, port, *_ = connection.getpeername()
+                # The kernel is not to keep what it has of it, either.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                connection.shutdown(socket.SHUT_RDWR)
+                self._complaints.warn(
+                    f"memory is short: cut off {host}:{port}, which sends a message without an end",
+                    kind=f"pressure {host}",
+                )
+                return True
+        return False

@@ -1,0 +1,211 @@
+"""Raw ZMTP 3 over plain sockets, for peers that break its rules, and a receiver to attack."""
+
+import contextlib
+import re
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from chaos import Feeder, compare, written
+from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until
+
+MORE, LONG, COMMAND = 1, 2, 4
+
+
+def greeting(mechanism: bytes = b"NULL") -> bytes:
+    """Return the 64 bytes that every connection begins with."""
+    return b"\xff" + bytes(8) + b"\x7f\x03\x01" + mechanism.ljust(20, b"\0") + bytes(32)
+
+
+def frame(body: bytes, flags: int = 0, claim: int | None = None) -> bytes:
+    """Return a frame; its header may claim another length than its body has."""
+    size = len(body) if claim is None else claim
+    if size > 255 or flags & LONG:
+        return struct.pack(">BQ", flags | LONG, size) + body
+    return bytes((flags, size)) + body
+
+
+def ready(kind: bytes = b"DEALER") -> bytes:
+    """Return the command that ends the NULL handshake."""
+    properties = b"".join(
+        bytes((len(name),)) + name + struct.pack(">I", len(value)) + value
+        for name, value in ((b"Socket-Type", kind), (b"Identity", b""))
+    )
+    return frame(b"\x05READY" + properties, COMMAND)
+
+
+def connect(port: int, data: bytes = b"") -> socket.socket:
+    """Connect, and send some bytes."""
+    peer = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    with contextlib.suppress(ConnectionError):
+        peer.sendall(data)
+    return peer
+
+
+def shake_hands(port: int, kind: bytes = b"DEALER") -> socket.socket:
+    """Return a connection whose NULL handshake is finished."""
+    with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(connect(port, greeting() + ready(kind)))
+        got = b""
+        while b"READY" not in got:
+            data = peer.recv(4096)
+            assert data, "the handshake was refused"
+            got += data
+        stack.pop_all()
+    return peer
+
+
+def pour(peer: socket.socket, data: bytes, most: int) -> int:
+    """Send the same bytes again and again until the connection is cut; return how many in all."""
+    poured = 0
+    peer.settimeout(1)
+    with contextlib.suppress(ConnectionError):
+        while poured < most:
+            # A connection that is closed with much unread may look full for a while.
+            try:
+                peer.sendall(data)
+            except TimeoutError:
+                if is_closed(peer):
+                    break
+            poured += len(data)
+    return poured
+
+
+def is_closed(peer: socket.socket) -> bool:
+    """Whether the other end has closed a connection; reads what it has sent."""
+    timeout = peer.gettimeout()
+    peer.settimeout(0)
+    try:
+        while peer.recv(65536):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    finally:
+        peer.settimeout(timeout)
+    return True
+
+
+def peak_memory(child: subprocess.Popen[bytes]) -> int:
+    """Return how much a process took at most, in bytes."""
+    return _status(child, "VmHWM")
+
+
+def _status(child: subprocess.Popen[bytes], name: str) -> int:
+    status = Path(f"/proc/{child.pid}/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) << 10
+
+
+class Target:
+    """
+    A receiver of both kinds of delivery, with a file; and honest senders, all the time.
+
+    Attributes:
+        port: Where senders are that want acknowledgements.
+        plain_port: Where the others are.
+
+    """
+
+    def __init__(
+        self,
+        start: Callable[..., subprocess.Popen[bytes]],
+        directory: Path,
+        *options: object,
+        plain: bool = False,
+        command: Iterable[object] = (ZMQPULL,),
+    ) -> None:
+        self._errors = directory / "errors"
+        self.path = directory / "all"
+        any_port = "tcp://127.0.0.1:*"
+        args = ("-a", any_port, "-b", any_port, "--to", self.path, "--memory", "64MiB")
+        with self._errors.open("wb") as errors:
+            self.child = start(
+                *command, *args, "--state", directory / "state", *options, stderr=errors
+            )
+        wait_until(lambda: self.errors.count("listening at") == 2)
+        ports = {
+            kind: int(port) for port, kind in re.findall(r":(\d+) for (\w+) delivery", self.errors)
+        }
+        self.port, self.plain_port = ports["acknowledged"], ports["plain"]
+        to = f"tcp://127.0.0.1:{self.port}"
+        self._senders = [start(ZMQPUSH, "--ack", "--format", "raw", "-c", to)]
+        if plain:
+            to = f"tcp://127.0.0.1:{self.plain_port}"
+            self._senders.append(start(ZMQPUSH, "--framing", "lines", "-c", to))
+        self._firsts = [1 + 500_000_000 * n for n in range(len(self._senders))]
+        self._feeders = [
+            Feeder(child, first, seed=first)
+            for child, first in zip(self._senders, self._firsts, strict=True)
+        ]
+        self.wait_for_more()
+
+    @property
+    def errors(self) -> str:
+        """What it has said on standard error."""
+        return self._errors.read_text()
+
+    @property
+    def memory(self) -> int:
+        """How much it takes now, in bytes."""
+        return _status(self.child, "VmRSS")
+
+    @property
+    def peak(self) -> int:
+        """How much it took at most, in bytes."""
+        return peak_memory(self.child)
+
+    @property
+    def cpu(self) -> float:
+        """How much processor time it has taken, in seconds."""
+        fields = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+    @property
+    def connections(self) -> int:
+        """How many sockets it has open."""
+        fds = Path(f"/proc/{self.child.pid}/fd").iterdir()
+        count = 0
+        for fd in fds:
+            with contextlib.suppress(FileNotFoundError):
+                count += str(fd.readlink()).startswith("socket:")
+        return count
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def wait_for_more(self) -> None:
+        """Return once the honest senders have got something through that is not there now."""
+        enough = self._size() + (1 << 19)
+        wait_until(lambda: self._size() > enough)
+
+    @contextlib.contextmanager
+    def under_attack(self, what: str) -> Iterator[None]:
+        """Tell what an attack costs."""
+        began, size, cpu, memory = time.monotonic(), self._size(), self.cpu, self.memory
+        yield
+        took = time.monotonic() - began
+        print(
+            f"{what}: {took:.1f} s, {(self._size() - size) / took / 1e6:.1f} MB/s written, "
+            f"{(self.cpu - cpu) / took:.0%} CPU, memory {memory >> 20} MiB before, "
+            f"{self.memory >> 20} now, {self.peak >> 20} at most"
+        )
+        self.wait_for_more()
+
+    def verify(self) -> None:
+        """End the honest senders and look that all of theirs is there once."""
+        expected: list[int] = []
+        for sender, feeder, first in zip(self._senders, self._feeders, self._firsts, strict=True):
+            expected += range(first, feeder.stop() + 1)
+            _, err = sender.communicate(timeout=PATIENCE)
+            assert sender.returncode == 0, err
+        assert self.child.poll() is None, self.errors
+        wait_until(lambda: self.path.read_bytes().count(b"\n") >= len(expected))
+        lost, too_often = compare(written(self.path), expected)
+        assert not lost, f"of {len(expected)} {len(lost)} are lost: {lost[:10]}"
+        assert not too_often, f"{len(too_often)} are repeated: {too_often[:10]}"
+        assert "Traceback" not in self.errors
+        assert "internal error" not in self.errors
