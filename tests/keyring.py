@@ -32,9 +32,7 @@ class Keyring:
 
     def admit(self, *names: str) -> None:
         """Write the list; a name may be followed by hosts."""
-        lines = []
-        for name in names:
-            lines.append(f"{self.public(name.split()[0])} {name}\n")
+        lines = [f"{self.public(name.split()[0])} {name}\n" for name in names]
         self.list.write_text("".join(lines))
 
     def binds(self, name: str = "collector") -> list[object]:

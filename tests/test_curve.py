@@ -168,7 +168,7 @@ def test_the_next_receiver_of_a_list_has_another_key(collector, keys, tmp_path):
 
 
 def test_keys_come_from_the_environment_and_from_toml(collector, keys, tmp_path):
-    key, path, allow, admitted = keys.binds()
+    _, path, _, admitted = keys.binds()
     toml = tmp_path / "zmqpull.toml"
     toml.write_text(f'key = "{path}"\nallow = "{admitted}"\nto = "{tmp_path}/all"\n')
     _, endpoint = collector("--config", toml, options=[])
