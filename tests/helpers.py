@@ -16,7 +16,7 @@ ZMQPULL = str(BIN / "zmqpull")
 SUMMARY = re.compile(rb"Processed (\d+) messages in \d+\.\d{4}ms\. Tagged with @pid:(\d+)\n")
 LOSSES = re.compile(rb"zmqpush: (\d+) dropped, (\d+) lost\n")
 # How long to wait for what must happen, in seconds: the machine may be slow.
-PATIENCE = 25.0
+PATIENCE = 60.0
 # An endpoint where nothing listens.
 NOBODY = "tcp://127.0.0.1:9"
 FRAMINGS = pytest.mark.parametrize("framing", ["single", "frames", "array", "lines"])

@@ -202,11 +202,7 @@ def test_the_same_when_the_sender_binds(ends, keys, start, tmp_path):
         for options in ([], keys.connects("web1", to="other"), keys.connects("other", to="web1"))
     ]
     says = [Lines(child) for child in (plain, wrong, unknown)]
-    try:
-        wait_until(lambda: len(told.all) == 3 and all(lines.all for lines in says))
-    except AssertionError:
-        print(told.all, [l.all for l in says])
-        raise
+    wait_until(lambda: len(told.all) == 3 and all(lines.all for lines in says))
     keys.admit("collector")
     sender.send_signal(signal.SIGHUP)
     start(ZMQPULL, "-q", "-c", ends.endpoint, "--to", ends.path, *keys.connects("collector", "web1"))
@@ -297,9 +293,7 @@ def test_no_line_is_sent_to_who_does_not_speak_zmtp_3(ends, mode, greeting):
         _, says = ends.push()
         wait_until(lambda: stranger.connections > 1 or says.all)
 
-    heard = b"".join(stranger.heard)
-    assert heard  # libzmq's own greeting
-    assert SECRET not in heard
+    assert SECRET not in b"".join(stranger.heard)
 
 
 @pytest.mark.parametrize("greeting", GREETINGS)

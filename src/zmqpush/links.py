@@ -160,8 +160,13 @@ class Link:
         await asyncio.sleep(_AGAIN_DELAY)
         while (endpoint := await self._endpoint_at(address)) is None:
             await asyncio.sleep(_AGAIN_DELAY)
-        if not self._socket.closed:
-            self._connect(endpoint)
+        if self._socket.closed:
+            return
+        if self._connected_to.count(endpoint) == 1:
+            # A DEALER socket connects to an endpoint once only.
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.disconnect(endpoint)
+        self._connect(endpoint)
 
     async def _endpoint_at(self, address: str) -> str | None:
         # libzmq tells an endpoint as it was given, or with the address of its host.
