@@ -25,6 +25,8 @@ from pathlib import Path
 
 import zmq
 
+from zmqpush.keys import write_pair
+
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 ZMQPUSH = str(Path(sysconfig.get_path("scripts")) / "zmqpush")
@@ -131,11 +133,15 @@ def acked(*options: str) -> Callable[[Bench], Run]:
                 "--to",
                 f"{at}/out",
             ]
-            spool = ["--spool", f"{at}/spool"] if "spool" in options else []
+            more = ["--spool", f"{at}/spool"] if "spool" in options else []
+            if "key" in options:
+                write_pair(at / "key", {})  # one for both ends
+                receiver += ["--key", f"{at}/key", "--allow", "any"]
+                more += ["--key", f"{at}/key", "--server-key", f"{at}/key"]
             with running(*receiver) as child:
                 wait_for_port(port)
                 with (at / "summary").open("wb") as summary:
-                    command = [ZMQPUSH, "--ack", *spool, "-c", endpoint]
+                    command = [ZMQPUSH, "--ack", *more, "-c", endpoint]
                     memory = through_pipe(bench, *command, stdout=summary)
                 child.terminate()
                 child.wait(TIMEOUT)
@@ -216,6 +222,7 @@ CONTESTANTS: tuple[tuple[str, str, Callable[[Bench], Run]], ...] = (
     ("lines", ZMQPUSH, zmqpush("lines", "\n")),
     ("--ack", ZMQPUSH, acked()),
     ("--ack --spool", ZMQPUSH, acked("spool")),
+    ("--ack --key", ZMQPUSH, acked("key")),
     ("omczmq", "/usr/lib/x86_64-linux-gnu/rsyslog/omczmq.so", omczmq),
     ("mosquitto_pub", "mosquitto_pub", mosquitto),
     ("kcat", "kcat", kcat),

@@ -13,7 +13,9 @@ from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPULL, ZMQPUSH, push, sent, wor
 
 # Nothing of the machine's own configuration.
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-COMMON = {"--connect", "--bind", "--grace", "--quiet", "--config", "--version", "--help"}
+COMMON = {"--connect", "--bind", "--grace", "--quiet", "--config", "--version", "--help"}.union(
+    ("--key", "--server-key", "--allow", "--insecure")
+)
 OPTIONS = {
     ZMQPUSH: COMMON.union(
         ("--format", "--field", "--framing", "--null", "--delimiter", "--max-line"),
@@ -268,6 +270,15 @@ def test_a_wrong_file_is_one_clear_line(toml, text, code, what):
 
     assert what in last_words(done)
     assert done.returncode in (code, 78)
+
+
+def test_a_file_for_plain_delivery_does_not_hinder_acknowledged_delivery(toml, tmp_path):
+    """One file is for all that runs on a machine; in so many words it is refused."""
+    options = (ZMQPUSH, "--spool", tmp_path / "spool", "-c", NOBODY)
+    env = toml('framing = "lines"\ntimeout = 0')
+
+    assert run(*options, data=b"x\n", **env).returncode == 75
+    assert "not with --ack" in last_words(run(*options, "--framing", "lines", **env))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -455,23 +455,23 @@ def test_a_new_key_loses_nothing_and_repeats_what_was_not_known_as_acknowledged(
 def ask(keys):
     """Return a function that asks a doorman as libzmq does; it returns status and user."""
     keys.admit("web1")
-    with zmq.Context() as context:
-        security = Security(key=keys.file("collector"), allow=keys.list)
-        guard = Guard(security, (), Reporter("test"))
-        Doorman(context, guard).start()
-        socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RCVTIMEO, int(PATIENCE * 1000))
-        socket.connect("inproc://zeromq.zap.01")
+    context = zmq.Context()
+    guard = Guard(Security(key=keys.file("collector"), allow=keys.list), (), Reporter("test"))
+    Doorman(context, guard).start()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RCVTIMEO, int(PATIENCE * 1000))
+    socket.connect("inproc://zeromq.zap.01")
 
-        def answer(*request):
-            socket.send_multipart((b"", *request))
-            _, *reply = socket.recv_multipart()
-            return reply[2], reply[4]
+    def answer(*request):
+        socket.send_multipart((b"", *request))
+        _, *reply = socket.recv_multipart()
+        return reply[2], reply[4]
 
-        answer.guard = guard
-        yield answer
-        context.destroy(linger=0)
+    answer.guard = guard
+    yield answer
+    socket.close()
+    context.term()  # once the doorman has closed its socket
 
 
 def zap(key, mechanism=b"CURVE"):

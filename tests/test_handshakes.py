@@ -159,7 +159,7 @@ def test_a_key_that_is_not_admitted_is_told_of_at_both_ends_until_it_is(ends, ke
     ends.mode = mode
     keys.admit("somebody")
     receiver, told = ends.pull(*keys.binds())
-    sender, says = ends.push(*keys.connects())
+    _, says = ends.push(*keys.connects())
     wait_until(lambda: says.all and told.all)
     assert not ends.delivered()
     keys.admit("web1")
@@ -179,7 +179,7 @@ def test_a_key_that_is_not_admitted_is_told_of_at_both_ends_until_it_is(ends, ke
 def test_one_end_without_keys_is_told_of_at_both_ends(ends, keys, mode, who):
     ends.mode = mode
     receiver, told = ends.pull(*([] if who == "receiver" else keys.binds()))
-    sender, says = ends.push(*([] if who == "sender" else keys.connects()))
+    _, says = ends.push(*([] if who == "sender" else keys.connects()))
     wait_until(lambda: says.all and told.all)
     assert not ends.delivered()
     stop(receiver)
@@ -330,7 +330,7 @@ def test_nobody_on_the_way_can_read_a_line(ends, keys, mode):
 
     with Proxy(port_of(ends.endpoint)) as proxy:
         proxy.change = record
-        sender, says = ends.push(*keys.connects(), endpoint=f"tcp://127.0.0.1:{proxy.port}")
+        sender, _ = ends.push(*keys.connects(), endpoint=f"tcp://127.0.0.1:{proxy.port}")
         wait_until(ends.delivered)
         stop(sender)
 

@@ -36,7 +36,7 @@ from chaos import (
     stop,
     written,
 )
-from helpers import PATIENCE, SUMMARY, ZMQPUSH, wait_until, wait_until_ready
+from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPUSH, wait_until, wait_until_ready
 
 BEGIN, COMMIT = b"BEGIN TRANSACTION", b"COMMIT TRANSACTION"
 OK, DEFER_COMMIT = b"OK", b"DEFER_COMMIT"
@@ -573,6 +573,15 @@ def test_a_message_that_looks_like_a_mark_confirms_nothing_that_is_not_safe(pipe
 # Without confirmMessages.
 
 
+def test_without_answers_too_it_ends_after_its_grace_when_rsyslog_does(start):
+    """With no collector, though otherwise it would wait for one at the end of its input."""
+    options = ("--omprog", "-c", NOBODY, "--grace", 0.2)
+    child = start(ZMQPUSH, *options, stderr=subprocess.STDOUT)
+    out, _ = child.communicate(b"a message\n", PATIENCE)
+
+    assert (child.returncode, b"1 lost" in out) == (1, True)
+
+
 @pytest.mark.parametrize("output", ["pipe", "null", "file"])
 @WAYS
 def test_where_no_answers_are_wanted_there_are_none(
@@ -926,7 +935,7 @@ def test_several_workers_use_slots_of_one_spool_and_one_too_many_ends(pipeline, 
     with pytest.raises(BeginAnewError):
         workers[2].begin()
 
-    assert workers[2].end() == 75
+    assert workers[2].end() == 73
     assert re.fullmatch(
         rb"zmqpush: the spool \S+ is in use by process \d+, \d+\n", workers[2].said()
     )

@@ -261,7 +261,7 @@ def test_a_state_in_use_is_told_in_one_line(receiver, start, endpoint, tmp_path)
     second = start(ZMQPULL, "-a", f"ipc://{tmp_path}/second", "--state", directory)
 
     line = f"zmqpull: another process uses the state {directory}\n"
-    assert finish(second) == (75, b"", line.encode())
+    assert finish(second) == (73, b"", line.encode())
 
 
 def test_what_is_appended_while_no_receiver_runs_stays_after_an_end_in_order(

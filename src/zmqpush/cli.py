@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from zmqpush import __version__, config, values
 from zmqpush.core.envelope import Format
@@ -171,9 +172,9 @@ Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_F
 the TOML file. Without --ack delivery is as sure as ZeroMQ's PUSH socket: records that libzmq
 has accepted may be lost when the receiver dies. With --ack a record counts when zmqpull has
 it safe, and with --spool it survives until then whatever dies. Exit codes: 0 all delivered,
-1 something was dropped, lost or left unread, 2 usage, 69 no receiver and no spool, 74
-unreadable input or a failing spool, 75 the rest is in the spool, or others use it, 78 bad
-configuration.""",
+1 something was dropped, lost or left unread, 2 usage, 69 no receiver and no spool, 73 others
+use the spool, 74 unreadable input or a failing spool, 75 the rest is in the spool, 78 bad
+configuration or keys.""",
 )
 @click.argument("logtype", cls=_Word, default="syslog", envvar="ZMQPUSH_LOGTYPE")
 @click.option(
@@ -365,13 +366,13 @@ def push(
     epilog="""\b
 Examples:
   zmqpull | jq --unbuffered .message
-  zmqpull -b 'tcp://*:5014' --to /var/log/all.ndjson
-  zmqpull --ack-bind 'tcp://*:5015' --state /var/lib/zmqpull --to '/var/log/{host}/%Y%m%d.ndjson'
+  zmqpull -b 'tcp://*:5014' --key collector --allow senders --to /var/log/all.ndjson
+  zmqpull --ack-bind 'tcp://*:5015' --insecure --state /var/lib/zmqpull --to '%Y%m%d.ndjson'
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
-file. SIGHUP reopens the files. Exit codes: 0 done, 1 something plain was lost at the end, 2
-usage, 69 the endpoint cannot be used, 74 the output or the state cannot be written, 75 another
-process uses the state, 78 bad configuration.""",
+file. SIGHUP reopens the files and reads --allow anew. Exit codes: 0 done, 1 something plain was
+lost at the end, 2 usage, 69 the endpoint cannot be used, 73 another process uses the state, 74
+the output or the state cannot be written, 78 bad configuration or keys.""",
 )
 @click.option(
     "-b",
@@ -451,6 +452,9 @@ def _choose_defaults(options: dict[str, Any]) -> None:
     """Fill in what depends on other options."""
     omprog, spool = options["omprog"], options["spool"] is not None
     options["ack"] = options["ack"] or spool or omprog
+    framing = click.get_current_context().get_parameter_source("framing")
+    if options["ack"] and framing is ParameterSource.DEFAULT_MAP:
+        options["framing"] = Framing.SINGLE  # a machine's file may be for plain delivery, too
     options["confirm"] = options["confirm"] or (Confirm.FSYNC if spool else Confirm.REMOTE)
     options["sync"] = options["sync"] or (Sync.BLOCK if omprog else Sync.INTERVAL)
     options["spool_slots"] = options["spool_slots"] or (8 if omprog else 1)

@@ -10,10 +10,10 @@ Every exception of the package.
     ├─ RemoteProtocolError   a peer breaks the delivery protocol
     ├─ SourceError      the input cannot be read                       exit 74
     ├─ SpoolError       the spool cannot be read or written            exit 74
-    │  ├─ SpoolBusyError     other processes use it                    exit 75
+    │  ├─ SpoolBusyError     other processes use it                    exit 73
     │  └─ SpoolForeignError  it is no spool, or not ours               exit 78
     ├─ StateError       the receiver's state cannot be used            exit 74
-    │  ├─ StateBusyError     another process uses it                   exit 75
+    │  ├─ StateBusyError     another process uses it                   exit 73
     │  └─ StateForeignError  it is of a later version                  exit 78
     └─ SinkError        the output cannot be written                   exit 74
        └─ SinkClosedError   nobody reads the output any more: no failure
@@ -26,6 +26,7 @@ EXIT_LOSS = 1
 EXIT_USAGE = 2
 EXIT_NO_RECEIVER = 69
 EXIT_INTERNAL = 70
+EXIT_BUSY = 73
 EXIT_IO = 74
 EXIT_LATER = 75
 EXIT_CONFIG = 78
@@ -86,7 +87,7 @@ class SpoolError(ZmqpushError):
 class SpoolBusyError(SpoolError):
     """Other processes use all slots of the spool."""
 
-    exit_code = EXIT_LATER
+    exit_code = EXIT_BUSY
 
 
 class SpoolForeignError(SpoolError):
@@ -104,7 +105,7 @@ class StateError(ZmqpushError):
 class StateBusyError(StateError):
     """Another process uses the state."""
 
-    exit_code = EXIT_LATER
+    exit_code = EXIT_BUSY
 
 
 class StateForeignError(StateError):

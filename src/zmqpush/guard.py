@@ -6,6 +6,7 @@ admits. Whoever connects has a key pair and the server's public key. libzmq asks
 each key by ZAP (https://rfc.zeromq.org/spec/27/); a thread answers.
 """
 
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -50,23 +51,25 @@ class Complaints:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
+        self._lock = threading.Lock()  # the doorman complains in a thread of its own
         self._since = -_QUIET
         self._seen: set[str] = set()
         self._unsaid = 0
 
     def warn(self, text: str, kind: str = "") -> None:
         """Print a warning, unless one of its kind (or the same) was printed in this minute."""
-        now = time.monotonic()
-        if now - self._since >= _QUIET:
-            if self._unsaid:
-                self._reporter.warn(f"{self._unsaid} more warnings about peers in a minute")
-            self._since, self._unsaid = now, 0
-            self._seen.clear()
-        if (kind or text) not in self._seen and len(self._seen) < _MAX_THINGS:
-            self._seen.add(kind or text)
-            self._reporter.warn(text)
-        else:
-            self._unsaid += 1
+        with self._lock:
+            now = time.monotonic()
+            if now - self._since >= _QUIET:
+                if self._unsaid:
+                    self._reporter.warn(f"{self._unsaid} more warnings about peers in a minute")
+                self._since, self._unsaid = now, 0
+                self._seen.clear()
+            if (kind or text) not in self._seen and len(self._seen) < _MAX_THINGS:
+                self._seen.add(kind or text)
+                self._reporter.warn(text)
+            else:
+                self._unsaid += 1
 
 
 class Guard:
@@ -92,6 +95,10 @@ class Guard:
         self._reporter = reporter
         self._allow = security.allow
         self._pair: KeyPair | None = read_pair(security.key) if security.key else None
+        if self._pair:  # which is not to be found in a core dump
+            resource.setrlimit(
+                resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+            )
         self._server_keys = dict(zip(connect, map(_server_key, security.server_keys), strict=False))
         if len(security.server_keys) == 1:
             (key,) = self._server_keys.values()

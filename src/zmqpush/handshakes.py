@@ -7,9 +7,10 @@ bound it names only the address where the peer came in.
 
 import asyncio
 import contextlib
+import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -46,15 +47,21 @@ class HandshakeWatch:
     Args:
         link: The socket; it must not have another monitor.
         guard: Which keys there are, and where to complain.
+        connect: The endpoints that it is to connect to.
         gave_up: Called with an endpoint that libzmq will not connect to again by itself.
 
     """
 
     def __init__(
-        self, link: "zmq.Socket[bytes]", guard: Guard, gave_up: Callable[[str], None]
+        self,
+        link: "zmq.Socket[bytes]",
+        guard: Guard,
+        connect: Sequence[str],
+        gave_up: Callable[[str], None],
     ) -> None:
         self._link = link
         self._guard = guard
+        self._connect = connect
         self._gave_up = gave_up
         self._connected: dict[str, float] = {}  # handshakes that we have begun, and when
         self._mute: dict[str, int] = {}  # how often it failed in a row without a reason
@@ -115,14 +122,15 @@ class HandshakeWatch:
         self._refused = [at for at in self._refused if at > since]
         return bool(self._refused and self._refused.pop(0))
 
-    def _take_failure(self, event: int, value: int, endpoint: str, took: float) -> None:
+    def _take_failure(self, event: int, value: int, address: str, took: float) -> None:
+        if event == _FAILED and took < _AT_ONCE:
+            self._mute[address] = self._mute.get(address, 0) + 1
+            if self._mute[address] < _MUTE_FAILURES:
+                return
+        self._mute[address] = 0
+        endpoint = _meant(address, self._connect)
         if event != _FAILED:
             self._gave_up(endpoint)
-        elif took < _AT_ONCE:
-            self._mute[endpoint] = self._mute.get(endpoint, 0) + 1
-            if self._mute[endpoint] < _MUTE_FAILURES:
-                return
-        self._mute[endpoint] = 0
         # Of two ends that disagree one closes the connection, and the other reads why or not.
         disagree = event == _FAILED or (event == _FAILED_PROTOCOL and value == _MISMATCH)
         kind = f"{endpoint} disagrees" if disagree and took < _AT_ONCE else ""
@@ -157,3 +165,17 @@ class HandshakeWatch:
         if value == _CRYPTOGRAPHIC:
             return f"a peer at {endpoint} has a wrong --server-key: it is {self._guard.own_key}"
         return f"something that does not speak ZMTP 3 connects to {endpoint}"
+
+
+def _meant(address: str, endpoints: Sequence[str]) -> str:
+    """Return the endpoint that libzmq connected to, of which it tells the address only."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    likely = [e for e in endpoints if e.rpartition(":")[2] == port]
+    if address in endpoints or not likely:
+        return address
+    for endpoint in likely if len(likely) > 1 else ():
+        name = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        with contextlib.suppress(OSError):
+            if host.strip("[]") in {found[4][0] for found in socket.getaddrinfo(name, port)}:
+                return endpoint
+    return likely[0]

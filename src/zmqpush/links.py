@@ -90,12 +90,10 @@ class Link:
         self.has_open_port = endpoints.has_open_port
         self._foreign_fds = _open_fds()
         self._peers = endpoints.count
-        self._connected_to = endpoints.connect
-        self._again: set[asyncio.Task[None]] = set()
         self._context = context or zmq.Context()
         self._socket = self._context.socket(kind)
         self._guard = guard
-        self._watch = HandshakeWatch(self._socket, guard, self._connect_later)
+        self._watch = HandshakeWatch(self._socket, guard, endpoints.connect, self._connect_later)
         # The compiled class's methods, without a Python wrapper per call.
         self._send = super(zmq.Socket, self._socket).send
         self._recv = super(zmq.Socket, self._socket).recv
@@ -152,37 +150,16 @@ class Link:
         # Only where asked for: libzmq would take "localhost" for ::1 alone.
         self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
 
-    def _connect_later(self, address: str) -> None:
-        self._again = {task for task in self._again if not task.done()}
-        self._again.add(asyncio.create_task(self._connect_again(address)))
+    def _connect_later(self, endpoint: str) -> None:
+        asyncio.get_running_loop().call_later(_AGAIN_DELAY, self._connect_again, endpoint)
 
-    async def _connect_again(self, address: str) -> None:
-        await asyncio.sleep(_AGAIN_DELAY)
-        while (endpoint := await self._endpoint_at(address)) is None:
-            await asyncio.sleep(_AGAIN_DELAY)
+    def _connect_again(self, endpoint: str) -> None:
         if self._socket.closed:
             return
-        if self._connected_to.count(endpoint) == 1:
-            # A DEALER socket connects to an endpoint once only.
+        if self._socket.TYPE == zmq.DEALER:  # which connects to an endpoint once only
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.disconnect(endpoint)
         self._connect(endpoint)
-
-    async def _endpoint_at(self, address: str) -> str | None:
-        # libzmq tells an endpoint as it was given, or with the address of its host.
-        if address in self._connected_to:
-            return address
-        host, port = _host_and_port(address)
-        candidates = [e for e in self._connected_to if _host_and_port(e)[1] == port]
-        if len(candidates) == 1:
-            return candidates[0]
-        for endpoint in candidates:
-            with contextlib.suppress(OSError):
-                name, _ = _host_and_port(endpoint)
-                found = await asyncio.get_running_loop().getaddrinfo(name, None)
-                if host in [where[0] for *_, where in found]:
-                    return endpoint
-        return None
 
     async def _wait_for(self, event: int) -> None:
         if not self._events() & event:
@@ -396,11 +373,6 @@ class PullLink(Link):
             if not (frames := self.receive()):
                 return
             yield frames
-
-
-def _host_and_port(endpoint: str) -> tuple[str, str]:
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    return host.strip("[]"), port
 
 
 def _has_unread(connection: socket.socket) -> bool:

@@ -9,6 +9,7 @@ ends with a newline, and rsyslog does not go on writing within 0.1 s.
 """
 
 import asyncio
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Coroutine
@@ -31,7 +32,7 @@ def claim_stdout() -> int:
 
     Call it first: one line too many on standard output would confirm a message.
     """
-    answers = os.dup(1)
+    answers = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
     os.dup2(2, 1)
     return answers
 

@@ -68,9 +68,10 @@ class Pusher:
         self._settings = settings
         self._reporter = reporter
         self._started = time.monotonic()
-        converses = answers is not None and wants_answers(answers)
+        if answers is not None and not wants_answers(answers):
+            answers = None
         self._delimiter = settings.delimiter
-        if converses and settings.format is not Format.RAW:
+        if answers is not None and settings.format is not Format.RAW:
             self._delimiter = b"\0"  # rsyslog's messages may hold newlines, but no NUL
         self._splitter = LineSplitter(self._delimiter, settings.max_line)
         self._envelope = Envelope(
@@ -88,11 +89,11 @@ class Pusher:
             payload_bytes // self._envelope.overhead_bytes,
         )
         self._max_bytes = max(1, max_bytes)
-        self._source = Source(fd, self._max_bytes, in_turns=converses)
+        self._source = Source(fd, self._max_bytes, in_turns=answers is not None)
         self._conversation: Conversation | None = None
-        if answers is not None and converses:
+        if answers is not None:
             self._conversation = Conversation(self._source, answers, self._max_bytes)
-        self._marks = MarkFilter() if settings.omprog and not converses else None
+        self._marks = MarkFilter() if settings.omprog and answers is None else None
         guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
         self._outlet: Outlet
         self._confirm: Callable[[], Awaitable[None]]
@@ -110,7 +111,7 @@ class Pusher:
             settings.grace,
             self._source.stop,
             # rsyslog may get the same signal and has more to say, until it closes its end.
-            is_quiet=lambda: self._source.waiting and not converses,
+            is_quiet=lambda: self._source.waiting and not self._conversation,
             progress=lambda: self._source.reads,
         )
 
@@ -132,6 +133,8 @@ class Pusher:
         try:
             reading = self._converse() if self._conversation else self._read_all()
             await ending.unless_given_up(reading, beside=delivering)
+            if self._settings.omprog:
+                ending.begin_grace()  # rsyslog waits for our end, and not for long
         except SourceError as exc:  # what was read before is still delivered or counted
             self._reporter.warn(str(exc))
             failure = exc.exit_code
@@ -177,7 +180,6 @@ class Pusher:
     async def _converse(self) -> None:
         assert self._conversation
         await self._conversation.run(self._make_safe)
-        self._ending.begin_grace()  # rsyslog waits for our end, and not for long
 
     async def _make_safe(self, messages: list[bytes]) -> None:
         lines = self._delimiter.join((*messages, b""))

@@ -78,8 +78,9 @@ class Source:
         self._fd = fd
         self._ready = Readiness(fd)
         self._in_turns = in_turns
-        self._readable_now = select.poll()
-        self._readable_now.register(fd, select.POLLIN)
+        if in_turns:
+            self._readable_now = select.poll()
+            self._readable_now.register(fd, select.POLLIN)
         self.reads = 0
         self.waiting = False
         self._stopped = False
