@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+SECONDS ?= 600
 SOURCES := $(shell find src -name '*.py')
 
-.PHONY: demo test chaos soak lint format bench clean
+.PHONY: demo test chaos fuzz soak lint format bench clean
 
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,9 @@ test: $(VENV)/.installed  ## Run all tests, against the built and installed pack
 
 chaos: $(VENV)/.installed  ## Run the fault matrix in its long form: some 40 minutes.
 	ZMQPUSH_CHAOS=long $(BIN)/pytest -o timeout=3600 tests/model tests/test_faults.py tests/test_faults_link.py tests/test_omprog.py tests/test_rsyslog.py $(ARGS)
+
+fuzz: $(VENV)/.installed  ## Fuzz each target, for ten minutes unless SECONDS says otherwise; two at a time.
+	$(BIN)/python fuzz/run.py --seconds $(SECONDS) $(ARGS)
 
 soak: $(VENV)/.installed  ## Kill both ends for ten minutes and count what arrived.
 	$(BIN)/python bench/soak.py --seconds 600 $(ARGS)

@@ -13,6 +13,7 @@ import pytest
 BIN = Path(sysconfig.get_path("scripts"))
 ZMQPUSH = str(BIN / "zmqpush")
 ZMQPULL = str(BIN / "zmqpull")
+ZMQKEYS = str(BIN / "zmqpush-keys")
 SUMMARY = re.compile(rb"Processed (\d+) messages in \d+\.\d{4}ms\. Tagged with @pid:(\d+)\n")
 LOSSES = re.compile(rb"zmqpush: (\d+) dropped, (\d+) lost\n")
 # How long to wait for what must happen, in seconds: the machine may be slow.

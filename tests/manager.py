@@ -40,6 +40,7 @@ if [ "$homes" ]; then
     mount --rbind "$here/homes/root" /root
 fi
 ip link set lo up
+mount --make-rshared /  # systemd mounts credentials in a namespace aside, and has them seen here
 exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_LOG_TARGET=console \
     SYSTEMD_UNIT_PATH="$here/units" SYSTEMD_GENERATOR_PATH=/nowhere \
     "$systemd" --system --unit=multi-user.target

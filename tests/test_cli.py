@@ -9,7 +9,7 @@ import sys
 import pytest
 import zmq
 
-from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPULL, ZMQPUSH, push, sent, words
+from helpers import NOBODY, PATIENCE, SUMMARY, ZMQKEYS, ZMQPULL, ZMQPUSH, push, sent, words
 
 # Nothing of the machine's own configuration.
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
@@ -23,8 +23,10 @@ OPTIONS = {
         ("--spool-max", "--spool-slots", "--spool-status", "--sync", "--omprog", "--confirm"),
     ),
     ZMQPULL: COMMON | {"--to", "--count", "--ack-bind", "--state", "--memory"},
+    ZMQKEYS: {"--version", "--help"},
 }
 COMMANDS = pytest.mark.parametrize("command", [ZMQPUSH, ZMQPULL])
+ALL_COMMANDS = pytest.mark.parametrize("command", list(OPTIONS))
 
 
 def run(*command, data=b"", **env):
@@ -55,7 +57,7 @@ def toml(tmp_path):
     return write
 
 
-@COMMANDS
+@ALL_COMMANDS
 @pytest.mark.parametrize("columns", ["80", "300"])
 def test_help_is_readable_and_names_every_option(command, columns):
     done = run(command, "--help", COLUMNS=columns)
@@ -69,7 +71,7 @@ def test_help_is_readable_and_names_every_option(command, columns):
     assert run(command, "-h", COLUMNS=columns).stdout == done.stdout
 
 
-@COMMANDS
+@ALL_COMMANDS
 def test_help_that_cannot_be_written_is_one_line_and_exit_74(start, command):
     with open("/dev/full", "wb") as full:
         child = start(command, "--help", stdout=full)
@@ -79,11 +81,11 @@ def test_help_that_cannot_be_written_is_one_line_and_exit_74(start, command):
     assert b"No space left on device" in err
 
 
-@COMMANDS
+@ALL_COMMANDS
 def test_the_version_is_told(command):
     done = run(command, "--version")
 
-    assert re.fullmatch(rb"zmqpu(sh|ll) \d+\.\d+\.\d+\n", done.stdout)
+    assert re.fullmatch(rb"zmqpu(sh|ll|sh-keys) \d+\.\d+\.\d+\n", done.stdout)
     assert done.stdout == run(command, "-V").stdout
 
 
@@ -95,15 +97,19 @@ def test_the_module_is_the_command(pull):
     assert run(sys.executable, "-m", "zmqpush", "-h").stdout == run(ZMQPUSH, "-h").stdout
 
 
-@COMMANDS
-def test_the_shell_can_complete_options(command):
+@ALL_COMMANDS
+def test_the_shell_can_complete(command):
     name = os.path.basename(command)
-    variable = f"_{name.upper()}_COMPLETE"
+    begun, completed = ("re", b"revoke") if command == ZMQKEYS else ("--b", b"--bind")
+    name_in_shell = name.replace("-", "_")
+    variable = f"_{name_in_shell.upper()}_COMPLETE"
     script = run(command, **{variable: "bash_source"})
-    words = run(command, **{variable: "bash_complete"}, COMP_WORDS=f"{name} --b", COMP_CWORD="1")
+    words = run(
+        command, **{variable: "bash_complete"}, COMP_WORDS=f"{name} {begun}", COMP_CWORD="1"
+    )
 
-    assert f"_{name}_completion".encode() in script.stdout
-    assert words.stdout == b"plain,--bind\n"
+    assert f"_{name_in_shell}_completion".encode() in script.stdout
+    assert words.stdout == b"plain,%s\n" % completed
 
 
 @pytest.mark.parametrize(

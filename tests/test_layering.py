@@ -22,7 +22,7 @@ PURE = {
 }
 VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors", "faults"}
 ALLOWED = {
-    "__main__": {"cli"},
+    "__main__": {"cli", "keys_cli"},
     "cli": {"config", "values", "omprog", "push", "pull", "slots"},
     "push": {"source", "omprog", "outlet", "plain", "acked", "guard", "endings"},
     "omprog": {"source"},
@@ -32,7 +32,9 @@ ALLOWED = {
     "acked_links": {"links", "guard"},
     "links": {"guard", "handshakes"},
     "handshakes": {"guard"},
-    "guard": {"keys"},
+    "guard": {"keys", "key_lists"},
+    "key_lists": {"keys"},
+    "keys_cli": {"keys", "key_lists"},
     "slots": {"segments"},
     "spool": {"segments", "segment_reader"},
     "segment_reader": {"segments"},

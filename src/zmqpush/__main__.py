@@ -1,5 +1,5 @@
 """
-The entry points ``zmqpush`` and ``zmqpull``.
+The entry points ``zmqpush``, ``zmqpull`` and ``zmqpush-keys``.
 
 Nothing that takes time is imported before the process is made safe, so that even while
 the program loads a signal does not end in a traceback.
@@ -26,7 +26,7 @@ _GLIBC_TUNABLES = ":".join(
 )
 
 
-def _prepare() -> None:
+def _hold_standard_descriptors() -> None:
     # A closed standard descriptor would become the next file or socket that is opened.
     # Hold its place with one that can only be used the wrong way round.
     for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
@@ -34,6 +34,10 @@ def _prepare() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, flags)
+
+
+def _prepare() -> None:
+    _hold_standard_descriptors()
     # Signals wait until there are handlers (endings.py unblocks them).
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
     # A shipper has no call to preempt the programs that it serves. As a batch process it
@@ -60,7 +64,7 @@ def _run(command: Callable[..., object], program: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         command(prog_name=program)
-    except OSError as exc:  # the help cannot be written
+    except OSError as exc:  # what is printed, such as the help, cannot be written
         from zmqpush.telemetry import Reporter
 
         Reporter(program).warn(str(exc.strerror))
@@ -81,6 +85,14 @@ def pull() -> None:
     from zmqpush.cli import pull as command
 
     _run(command, "zmqpull")
+
+
+def keys() -> None:
+    """Run ``zmqpush-keys``."""
+    _hold_standard_descriptors()
+    from zmqpush.keys_cli import keys as command
+
+    _run(command, "zmqpush-keys")
 
 
 if __name__ == "__main__":

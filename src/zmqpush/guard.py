@@ -7,6 +7,7 @@ each key by ZAP (https://rfc.zeromq.org/spec/27/); a thread answers.
 """
 
 import resource
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,15 +17,8 @@ import zmq
 from zmq.utils import z85
 
 from zmqpush.errors import KeyFileError
-from zmqpush.keys import (
-    Admitted,
-    KeyPair,
-    check_key,
-    fingerprint,
-    read_admitted,
-    read_pair,
-    read_public,
-)
+from zmqpush.key_lists import Admitted, read_admitted
+from zmqpush.keys import KeyPair, find_public, fingerprint, read_pair
 from zmqpush.settings import ALLOW_ANY, Security
 from zmqpush.telemetry import Reporter
 
@@ -99,7 +93,8 @@ class Guard:
             resource.setrlimit(
                 resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
             )
-        self._server_keys = dict(zip(connect, map(_server_key, security.server_keys), strict=False))
+        server_keys = [find_public(text)[0] for text in security.server_keys]
+        self._server_keys = dict(zip(connect, server_keys, strict=False))
         if len(security.server_keys) == 1:
             (key,) = self._server_keys.values()
             self._server_keys = dict.fromkeys(connect, key)
@@ -171,7 +166,7 @@ class Guard:
         """Say that a peer was not admitted."""
         self.complaints.warn(
             f"not admitted: {key!r} ({fingerprint(key)}) from {address}; "
-            f"to admit it: zmqpush-keys allow {self._allow} '{key}', then SIGHUP",
+            f"to admit it: zmqpush-keys allow {shlex.quote(str(self._allow))} '{key}', then SIGHUP",
             kind=key,
         )
 
@@ -219,18 +214,8 @@ class Doorman:
         _version, _number, _domain, address, _identity, mechanism, *credentials = request
         if mechanism != b"CURVE":
             return None
-        key = check_key(z85.encode(credentials[0]).decode())
+        key = z85.encode(credentials[0]).decode()
         if self._guard.admits(key):
             return key
         self._guard.refuse(key, address.decode("ascii", "replace"))
         return None
-
-
-def _server_key(text: str) -> str:
-    path = Path(text)
-    if path.is_file():
-        return read_public(path)
-    try:
-        return check_key(text)
-    except ValueError as exc:
-        raise KeyFileError(f"--server-key: {exc}, nor a file with one") from None

@@ -1,29 +1,31 @@
 """
-CURVE keys: files that hold them, and lists of those that are admitted.
+CURVE keys, and the files that hold them.
 
 A key pair is two files, ``NAME`` with the public key and ``NAME_secret`` with both, in
 the format that czmq and pyzmq write and read (https://rfc.zeromq.org/spec/4/ and czmq's
-``zcert``). A list of admitted keys is a file with one key a line, or a directory with a file of
-each, as czmq's ``zcertstore`` has it.
+``zcert``).
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+import stat
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import zmq
+from zmq.utils import z85
 
 from zmqpush.errors import KeyFileError
 
-# Z85, without what a line of a key file cannot hold.
-_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
-_VALUE = re.compile(r'^\s*([a-z-]+)\s*=\s*"([^"\n]*)"\s*$', re.MULTILINE)
+_Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+_VALUE = re.compile(r"^[ \t]*([\w.-]+)[ \t]*=[ \t]*(\S.*?)\s*$", re.MULTILINE)
 _SECRET_SUFFIX = "_secret"
-# A key file has some 300 bytes; a list of 100,000 keys some 10 MB.
+# A key file has some 400 bytes; a list of 100,000 keys some 10 MB.
 _MAX_FILE_BYTES = 64 << 20
+_NOT_WAITING = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class KeyPair(NamedTuple):
@@ -36,30 +38,30 @@ class KeyPair(NamedTuple):
         return f"KeyPair({self.public!r})"
 
 
-class Admitted(NamedTuple):
+def is_key(text: str) -> bool:
+    """Whether a text is a key. None begins with ``#`` or ``$``: such numbers are too large."""
+    if not _Z85.fullmatch(text):
+        return False
+    try:
+        z85.decode(text)
+    except struct.error:
+        return False
+    return True
+
+
+def check_name(text: str) -> str:
     """
-    A key that is admitted.
-
-    Attributes:
-        name: Whose it is.
-        hosts: The hosts that it may name as its own; all, if there are none.
-
-    """
-
-    name: str
-    hosts: frozenset[str] = frozenset()
-
-
-def check_key(text: str) -> str:
-    """
-    Return a public key.
+    Return what is to name a key or a host.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it would be taken for something else in a list, a log or a shell.
 
     """
-    if not _KEY.fullmatch(text):
-        raise ValueError(f"{text!r} is not a public key, which has 40 characters of Z85")
+    if not text.isprintable() or set(text) & set(" \"'") or text[:1] in ("", "-") or is_key(text):
+        raise ValueError(
+            f"{text!r} is not a name: one has no blanks, quotes or control characters, "
+            "does not begin with - and is no key"
+        )
     return text
 
 
@@ -77,31 +79,46 @@ def read_pair(path: Path) -> KeyPair:
         KeyFileError: If it cannot be read, others may read it, or it holds no key pair.
 
     """
-    with_suffix = path.with_name(path.name + _SECRET_SUFFIX)
-    if with_suffix.exists():
+    with_suffix = Path(f"{path}{_SECRET_SUFFIX}")
+    if os.path.lexists(with_suffix):
         path = with_suffix
-    values = _values(_read(path, secret=True))
-    try:
-        public, secret = check_key(values["public-key"]), check_key(values["secret-key"])
-    except (KeyError, ValueError):
-        raise KeyFileError(f"{path} holds no secret key; zmqpush-keys new makes one") from None
+    values = parse(read_text(path, secret=True))
+    public, secret = values.get("public-key", ""), values.get("secret-key", "")
+    if not is_key(public) or not is_key(secret):
+        raise KeyFileError(f"{path} holds no secret key; zmqpush-keys new makes one")
     if zmq.curve_public(secret.encode()).decode() != public:
         raise KeyFileError(f"the keys in {path} do not belong together")
     return KeyPair(public, secret)
 
 
-def read_public(path: Path) -> str:
+def read_public(path: Path) -> tuple[str, dict[str, str]]:
     """
-    Return the public key in a file.
+    Return the public key in a file, and what else the file says, such as ``name``.
 
     Raises:
         KeyFileError: If it cannot be read or holds none.
 
     """
-    try:
-        return check_key(_values(_read(path))["public-key"])
-    except (KeyError, ValueError):
-        raise KeyFileError(f"{path} holds no public key") from None
+    values = parse(read_text(path))
+    values.pop("secret-key", None)
+    if not is_key(public := values.pop("public-key", "")):
+        raise KeyFileError(f"{path} holds no public key")
+    return public, values
+
+
+def find_public(text: str) -> tuple[str, dict[str, str]]:
+    """
+    Return the public key that a user means: the one in a file, or the text itself.
+
+    Raises:
+        KeyFileError: If it is neither.
+
+    """
+    if os.path.exists(text):
+        return read_public(Path(text))
+    if not is_key(text):
+        raise KeyFileError(f"{text!r} is not a public key, nor a file with one")
+    return text, {}
 
 
 def write_pair(path: Path, values: Mapping[str, str]) -> KeyPair:
@@ -113,60 +130,58 @@ def write_pair(path: Path, values: Mapping[str, str]) -> KeyPair:
         values: What else both say, such as ``name``.
 
     Raises:
-        KeyFileError: If they cannot be written.
+        KeyFileError: If they cannot be written; then neither is there.
 
     """
     public, secret = (key.decode() for key in zmq.curve_keypair())
-    metadata = "".join(f'    {key} = "{value}"\n' for key, value in values.items())
-    text = f'metadata\n{metadata}curve\n    public-key = "{public}"\n'
-    with_secret = f'{text}    secret-key = "{secret}"\n'
-    secret_path = path.with_name(path.name + _SECRET_SUFFIX)
-    _create(secret_path, 0o600, "#   A secret key. Nobody else may read it.\n\n" + with_secret)
-    _create(path, 0o644, "#   A public key.\n\n" + text)
+    secret_path = Path(f"{path}{_SECRET_SUFFIX}")
+    text = compose(public, values) + f'    secret-key = "{secret}"\n'
+    _create(secret_path, 0o600, "#   A secret key. Nobody else may read it.\n\n" + text)
+    try:
+        _create(path, 0o644, "#   A public key.\n\n" + compose(public, values))
+    except KeyFileError:
+        secret_path.unlink()
+        raise
     return KeyPair(public, secret)
 
 
-def read_admitted(path: Path) -> dict[str, Admitted]:
+def compose(public: str, values: Mapping[str, str]) -> str:
+    """Return what a file with a public key says."""
+    metadata = "".join(f'    {name} = "{value}"\n' for name, value in values.items())
+    return f'metadata\n{metadata}curve\n    public-key = "{public}"\n'
+
+
+def parse(text: str) -> dict[str, str]:
+    """Return the values that a file with a key has; nobody needs their sections."""
+    return {name: _unquoted(value) for name, value in _VALUE.findall(text)}
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if value[0] in "\"'" and value[0] == value[1:][-1:] else value
+
+
+def read_text(path: Path, *, secret: bool = False) -> str:
     """
-    Return the public keys that a file or a directory admits.
+    Return what a file says.
+
+    Args:
+        path: The file. It must be a regular one: others may have no end, or not begin.
+        secret: Refuse it if others may read it.
 
     Raises:
-        KeyFileError: If any of it cannot be understood; the message names file and line.
+        KeyFileError: If it cannot be read.
 
     """
-    if not path.is_dir():
-        return dict(_admitted_by_lines(path))
-    admitted = {}
-    for file in sorted(path.iterdir()):
-        if not file.name.startswith(".") and not file.name.endswith((_SECRET_SUFFIX, "~")):
-            values = _values(_read(file))
-            admitted[read_public(file)] = Admitted(
-                values.get("name", file.name), frozenset(values.get("hosts", "").split())
-            )
-    return admitted
-
-
-def _admitted_by_lines(path: Path) -> Iterator[tuple[str, Admitted]]:
-    for number, line in enumerate(_read(path).splitlines(), 1):
-        key, *words = line.split() or [""]
-        if key in ("", "#"):
-            continue
-        try:
-            yield check_key(key), Admitted(words[0] if words else "", frozenset(words[1:]))
-        except ValueError as exc:
-            raise KeyFileError(f"{path}, line {number}: {exc}") from None
-
-
-def _values(text: str) -> dict[str, str]:
-    return dict(_VALUE.findall(text))
-
-
-def _read(path: Path, *, secret: bool = False) -> str:
     try:
-        with open(path, "rb") as file:
+        with open(
+            path, "rb", opener=lambda name, flags: os.open(name, flags | _NOT_WAITING)
+        ) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise KeyFileError(f"{path} is not a regular file")
             data = file.read(_MAX_FILE_BYTES + 1)
             if secret and b"secret-key" in data:
-                _refuse_open_secret(os.fstat(file.fileno()), path)
+                _refuse_open_secret(status, path)
         if len(data) > _MAX_FILE_BYTES:
             raise KeyFileError(f"{path} is too long for a key file")
         return data.decode()
@@ -174,6 +189,15 @@ def _read(path: Path, *, secret: bool = False) -> str:
         raise KeyFileError(f"cannot read {path}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         raise KeyFileError(f"{path} is not text") from exc
+
+
+def sync_directory(path: Path) -> None:
+    """Have the kernel write down which files a directory holds."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _refuse_open_secret(status: os.stat_result, path: Path) -> None:
@@ -190,9 +214,14 @@ def _create(path: Path, mode: int, text: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, mode)
-        with open(fd, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(fd)
+        try:
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(fd)
+            sync_directory(path.parent)
+        except BaseException:
+            path.unlink()
+            raise
     except OSError as exc:
         raise KeyFileError(f"cannot write {path}: {exc.strerror}") from exc

@@ -45,7 +45,7 @@ class SegmentReader:
         size = os.fstat(self._fd).st_size
         while self._number < follows and self._offset < size:
             block = read_block(self._fd, self._offset, size)
-            if block is not None and block.first == self._number:
+            if block is not None and block.first == self._number and block.end < follows:
                 self._offset += HEADER.size + len(block.payload)
                 self._number = block.end + 1
                 if self._number > number:

@@ -138,12 +138,14 @@ def read_block(fd: int, offset: int, size: int) -> Data | None:
     magic, length, zero, first, records, crc = HEADER.unpack(header)
     if magic != MAGIC or zero or not 0 < length <= MAX_PAYLOAD_BYTES:
         return None
-    if not first or not records or first + records - 1 > MAX_SEQ:
+    if not first or not 0 < records <= length or first + records - 1 > MAX_SEQ:
         return None
     if offset + HEADER.size + length > size:
         return None
     payload = os.pread(fd, length, offset + HEADER.size)
     if len(payload) < length or checksum(first, records, payload) != crc:
+        return None
+    if not payload.endswith(b"\n"):  # no receiver takes it
         return None
     return Data(first, records, payload, crc)
 

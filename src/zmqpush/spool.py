@@ -494,6 +494,8 @@ class Spool:
         found: Data | int = follows
         if at:
             found = self._reader.read(self._segments[at - 1], first, follows)
+        if isinstance(found, Data) and found.first < first:
+            found = _rest_of(found, first)
         if isinstance(found, Data):
             return found
         last = min(found - 1, self._synced)
@@ -590,3 +592,14 @@ class Spool:
         except OSError as exc:
             failure = exc
         self.end_sync(job, failure)
+
+
+def _rest_of(block: Data, first: int) -> Data | int:
+    """
+    Return what follows the acknowledged beginning of a block, or else the number after it.
+
+    Blocks are acknowledged whole, but where another sender has used the same numbers.
+    """
+    rest = bytes(block.payload).split(b"\n", first - block.first)[-1]
+    records = block.end + 1 - first
+    return Data.of(first, records, rest) if rest.count(b"\n") == records else block.end + 1
