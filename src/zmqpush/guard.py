@@ -207,7 +207,7 @@ class Doorman:
                 status, user = b"200", key.encode()
         except Exception as exc:
             self._guard.complaints.warn(f"internal error, please report it: {exc!r}")
-        version, number = request[:2]
+        version, number, *_ = *request, b"", b""
         self._socket.send_multipart((version, number, status, b"", user, b""))
 
     def _admitted(self, request: list[bytes]) -> str | None:

@@ -40,6 +40,8 @@ _AT_ONCE = 1.0
 # A peer may close the connection before we have read why: so often in a row, and it has
 # nothing to say.
 _MUTE_FAILURES = 5
+# Who is not admitted is disconnected within so many seconds: the time limit of handshakes.
+_REFUSED_FOR = 10.0
 
 
 class HandshakeWatch:
@@ -75,6 +77,7 @@ class HandshakeWatch:
         self._mute: dict[str, int] = {}  # how often it failed in a row without a reason
         self._accepted: dict[int, int] = {}  # connections, and how many had succeeded before
         self._succeeded = 0
+        self._refused: list[float] = []  # when connections were that have yet to end
         self._explained = False  # the next connection that ends was told of
         self._monitor = link.get_monitor_socket(_EVENTS)
         self._readiness = Readiness(int(self._monitor.getsockopt(zmq.FD)))
@@ -98,7 +101,7 @@ class HandshakeWatch:
             await self._readiness.wait()
 
     def _take(self, event: int, value: int, endpoint: str) -> None:
-        failed = event in (_FAILED, _FAILED_PROTOCOL, _FAILED_AUTH)
+        failed = event in (_FAILED, _FAILED_PROTOCOL)
         if event == _CONNECTED:
             self._connected[endpoint] = time.monotonic()
             self._began(value)
@@ -116,6 +119,8 @@ class HandshakeWatch:
         elif endpoint in self._connected:
             took = time.monotonic() - self._connected.pop(endpoint)
             self._take_failure(event, value, endpoint, took)
+        elif event == _FAILED_AUTH:
+            self._refused.append(time.monotonic())  # the doorman tells
         elif failed:
             self._explained = True
             if why := self._why_not_in(event, value, endpoint):
@@ -124,23 +129,31 @@ class HandshakeWatch:
             # Who is sure never to have succeeded, and was not told of, has sent something
             # that libzmq took for ZMTP 1.
             never = self._accepted.pop(value, -1) == self._succeeded
-            if never and not self._explained:
+            if never and not self._explained and not self._was_refused():
                 self._complain(f"something that does not speak ZMTP 3 connects to {endpoint}")
             self._explained = False
 
+    def _was_refused(self) -> bool:
+        since = time.monotonic() - _REFUSED_FOR
+        self._refused = [at for at in self._refused if at > since]
+        return bool(self._refused and self._refused.pop(0))
+
     def _take_failure(self, event: int, value: int, address: str, took: float) -> None:
+        if event == _FAILED and took < _AT_ONCE:
+            self._mute[address] = self._mute.get(address, 0) + 1
+            if self._mute[address] < _MUTE_FAILURES:
+                return
+        self._mute[address] = 0
         endpoint = _meant(address, self._connect)
         if event != _FAILED:
             self._gave_up(endpoint)
-        elif took < _AT_ONCE:
-            self._mute[endpoint] = self._mute.get(endpoint, 0) + 1
-            if self._mute[endpoint] < _MUTE_FAILURES:
-                return
-        self._mute[endpoint] = 0
-        self._complain(self._why_not_out(event, value, endpoint, took))
+        # Of two ends that disagree one closes the connection, and the other reads why or not.
+        disagree = event == _FAILED or (event == _FAILED_PROTOCOL and value == _MISMATCH)
+        kind = f"{endpoint} disagrees" if disagree and took < _AT_ONCE else ""
+        self._complain(self._why_not_out(event, value, endpoint, took), kind)
 
-    def _complain(self, text: str) -> None:
-        self._guard.complaints.warn(text)
+    def _complain(self, text: str, kind: str = "") -> None:
+        self._guard.complaints.warn(text, kind)
 
     def _why_not_out(self, event: int, value: int, endpoint: str, took: float) -> str:
         encrypts = self._guard.encrypts
@@ -148,17 +161,19 @@ class HandshakeWatch:
             if encrypts:
                 return f"{endpoint} does not encrypt: it has no --key, or is not what you think"
             return f"{endpoint} encrypts: it takes a --key and its --server-key"
-        if event == _FAILED_AUTH or (encrypts and event == _FAILED and took > _AT_ONCE):
-            return f"{endpoint} does not admit the key {self._guard.own_key}"
-        if encrypts and event == _FAILED:
-            return f"{endpoint} has another key than --server-key, or is no ZeroMQ peer"
+        if event == _FAILED_AUTH or (event == _FAILED and took > _AT_ONCE):
+            if encrypts:
+                return f"{endpoint} does not admit the key {self._guard.own_key}, or says nothing"
+            return f"{endpoint} says nothing: is it a ZeroMQ peer?"
+        if event == _FAILED and encrypts:
+            return f"{endpoint} has another key than --server-key, or does not encrypt at all"
         if event == _FAILED:
             return f"{endpoint} closes the connection: it encrypts, or is no ZeroMQ peer"
         return f"{endpoint} does not speak ZMTP 3: is it an HTTP or ssh server?"
 
     def _why_not_in(self, event: int, value: int, endpoint: str) -> str | None:
         if event != _FAILED_PROTOCOL:
-            return None  # the doorman tells, or the peer has just gone
+            return None  # the peer has just gone
         if value == _MISMATCH and self._guard.encrypts:
             return f"a peer at {endpoint} does not encrypt: it takes a --key and a --server-key"
         if value == _MISMATCH:

@@ -227,8 +227,12 @@ class Link:
         asyncio.get_running_loop().call_later(_AGAIN_DELAY, self._connect_again, endpoint)
 
     def _connect_again(self, endpoint: str) -> None:
-        if not self._socket.closed:
-            self._connect(endpoint)
+        if self._socket.closed:
+            return
+        if self._socket.TYPE == zmq.DEALER:  # which connects to an endpoint once only
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.disconnect(endpoint)
+        self._connect(endpoint)
 
     async def _wait_for(self, event: int) -> None:
         if not self._events() & event:

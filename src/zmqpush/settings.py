@@ -122,20 +122,22 @@ class Security:
     allow: Path | str | None = None
     insecure: bool = False
 
-    def check(self, endpoints: Endpoints) -> None:
+    def check(self, *links: Endpoints) -> None:
         """
-        Check that it fits the endpoints of a link.
+        Check that it fits the endpoints of all links.
 
         Raises:
             ValueError: If it does not.
 
         """
+        bind = [endpoint for link in links for endpoint in link.bind]
+        connect = [endpoint for link in links for endpoint in link.connect]
         if self.key is None:
             if self.server_keys or self.allow:
                 raise ValueError(
                     "--server-key and --allow need a --key: zmqpush-keys new makes one"
                 )
-            open_to_all = [e for e in endpoints.bind if not _LOCAL.match(e)]
+            open_to_all = [e for e in bind if not _LOCAL.match(e)]
             if open_to_all and not self.insecure:
                 raise ValueError(
                     f"the network can reach {open_to_all[0]}: give --key and --allow, or say "
@@ -144,12 +146,16 @@ class Security:
             return
         if self.insecure:
             raise ValueError("--key and --insecure exclude each other")
-        if endpoints.bind and endpoints.connect:
+        if any(link.bind and link.connect for link in links):
             raise ValueError("with a --key, either --bind or --connect")
-        if endpoints.bind and self.allow is None:
+        if bind and self.allow is None:
             raise ValueError("--key needs --allow, a list of the keys that may connect, or any")
-        if endpoints.connect and len(self.server_keys) not in (1, len(endpoints.connect)):
+        if self.allow and not bind:
+            raise ValueError("--allow is for who connects to what is bound, and nothing is bound")
+        if connect and len(self.server_keys) not in (1, len(connect)):
             raise ValueError("--key needs --server-key: one for all --connect, or one for each")
+        if self.server_keys and not connect:
+            raise ValueError("--server-key is for --connect, and nothing is connected to")
 
 
 class Sync(StrEnum):
@@ -257,5 +263,4 @@ class PullSettings:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for endpoints in filter(None, (self.endpoints, self.ack_endpoints)):
-            self.security.check(endpoints)
+        self.security.check(*filter(None, (self.endpoints, self.ack_endpoints)))
