@@ -237,6 +237,18 @@ def test_a_sender_that_is_refused_is_no_load(ends, keys):
     assert (len(says.all), len(told.all)) == (1, 1)
 
 
+@MODES
+def test_a_port_for_the_other_delivery_is_told_of_at_both_ends(ends, mode):
+    ends.mode = "ack" if mode == "plain" else "plain"
+    _, told = ends.pull()
+    ends.mode = mode
+    _, says = ends.push()
+    wait_until(lambda: says.all and told.all)
+
+    assert len(says.that("or is a port for the other delivery")) == 1
+    assert len(told.that("or a sender of the other delivery")) == 1
+
+
 # Strangers.
 
 
@@ -255,7 +267,7 @@ def test_a_server_of_another_kind_is_told_of_until_the_receiver_comes(
     ends.pull(*(keys.binds() if encrypted else []))
     wait_until(ends.delivered)
 
-    assert len(says.that("does not speak ZMTP 3: is it an HTTP or ssh server?")) == 1
+    assert len(says.that("does not speak ZMTP 3 (is it an HTTP or ssh server?)")) == 1
     assert len(says.all) == 1
     assert SECRET not in b"".join(stranger.heard)
 

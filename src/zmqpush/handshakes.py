@@ -130,7 +130,7 @@ class HandshakeWatch:
             # that libzmq took for ZMTP 1.
             never = self._accepted.pop(value, -1) == self._succeeded
             if never and not self._explained and not self._was_refused():
-                self._complain(f"something that does not speak ZMTP 3 connects to {endpoint}")
+                self._complain(_strange(endpoint))
             self._explained = False
 
     def _was_refused(self) -> bool:
@@ -169,7 +169,10 @@ class HandshakeWatch:
             return f"{endpoint} has another key than --server-key, or does not encrypt at all"
         if event == _FAILED:
             return f"{endpoint} closes the connection: it encrypts, or is no ZeroMQ peer"
-        return f"{endpoint} does not speak ZMTP 3: is it an HTTP or ssh server?"
+        return (
+            f"{endpoint} does not speak ZMTP 3 (is it an HTTP or ssh server?), "
+            "or is a port for the other delivery (--ack, or without)"
+        )
 
     def _why_not_in(self, event: int, value: int, endpoint: str) -> str | None:
         if event != _FAILED_PROTOCOL:
@@ -180,7 +183,14 @@ class HandshakeWatch:
             return f"a peer at {endpoint} encrypts, and this end has no --key"
         if value == _CRYPTOGRAPHIC:
             return f"a peer at {endpoint} has a wrong --server-key: it is {self._guard.own_key}"
-        return f"something that does not speak ZMTP 3 connects to {endpoint}"
+        return _strange(endpoint)
+
+
+def _strange(endpoint: str) -> str:
+    return (
+        f"something that does not speak ZMTP 3 connects to {endpoint}, "
+        "or a sender of the other delivery (--ack, or without)"
+    )
 
 
 def _meant(address: str, endpoints: Sequence[str]) -> str:
