@@ -76,7 +76,7 @@ def receiving(start, tmp_path, path):
     """Return a function that starts a receiver with a state; and its port."""
 
     def receiver(bind="tcp://127.0.0.1:*", *before):
-        args = ("-a", bind, "--state", tmp_path / "state", "--to", path)
+        args = ("-a", bind, "--insecure", "--state", tmp_path / "state", "--to", path)
         child = start(*before, ZMQPULL, *args)
         if not bind.endswith("*"):
             return child, 0

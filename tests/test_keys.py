@@ -534,11 +534,13 @@ def test_nothing_that_the_programs_make_is_open_to_others(pair, start, tmp_path)
     pull = start(
         *(ZMQPULL, "--ack-bind", "tcp://127.0.0.1:*", "--state", made / "state"),
         *("--to", made / "{type}" / "{host}", "--key", pair, "--allow", made / "list"),
+        *("--bind", f"ipc://{made}/socket"),
         umask=0,
     )
     port = re.search(rb"tcp://127.0.0.1:\d+", pull.stderr.readline())[0].decode()
     args = ("--key", pair, "--server-key", pair, "--timeout", 60, "-c", port, "app")
     run(ZMQPUSH, "-q", "--spool", made / "spool", *args, input=b"three\n", umask=0)
+    assert mode(made / "socket") & 0o007 == 0
     pull.terminate()
     assert pull.wait(PATIENCE) == 0
     found = {path.relative_to(made): mode(path) for path in made.rglob("*")}

@@ -10,7 +10,7 @@ import pytest
 
 from spools import open_spool, put, sync
 from zmqpush import slots as slots_module
-from zmqpush.errors import EXIT_CONFIG, EXIT_LATER, SpoolBusyError, SpoolError, SpoolForeignError
+from zmqpush.errors import EXIT_CONFIG, EXIT_BUSY, SpoolBusyError, SpoolError, SpoolForeignError
 from zmqpush.slots import status_of, take_slot
 
 HOLD = "import sys; from pathlib import Path; from zmqpush.slots import take_slot\n"
@@ -85,7 +85,7 @@ def test_two_processes_share_a_spool_only_if_it_has_two_slots(hold, directory):
     assert name == "0"
     with pytest.raises(SpoolBusyError, match=f"in use by process {first.pid}$") as told:
         take_slot(directory, 1)
-    assert told.value.exit_code == EXIT_LATER
+    assert told.value.exit_code == EXIT_BUSY
 
     second, name = hold(2)
     assert name == "1"

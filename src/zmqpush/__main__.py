@@ -38,6 +38,8 @@ def _hold_standard_descriptors() -> None:
 
 def _prepare() -> None:
     _hold_standard_descriptors()
+    # What we make is not for others, ipc sockets least of all, whatever our parent's umask.
+    os.umask(os.umask(0o077) | 0o007)
     # Signals wait until there are handlers (endings.py unblocks them).
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
     # A shipper has no call to preempt the programs that it serves. As a batch process it
