@@ -95,6 +95,11 @@ def peak_memory(child: subprocess.Popen[bytes]) -> int:
     return _status(child, "VmHWM")
 
 
+def resident_memory(child: subprocess.Popen[bytes]) -> int:
+    """Return how much a process takes now, in bytes."""
+    return _status(child, "VmRSS")
+
+
 def _status(child: subprocess.Popen[bytes], name: str) -> int:
     status = Path(f"/proc/{child.pid}/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) << 10
@@ -151,7 +156,7 @@ class Target:
     @property
     def memory(self) -> int:
         """How much it takes now, in bytes."""
-        return _status(self.child, "VmRSS")
+        return resident_memory(self.child)
 
     @property
     def peak(self) -> int:

@@ -12,13 +12,15 @@ STREAM = "ab" * 16
 
 
 @contextlib.contextmanager
-def bare(kind: int, endpoint: str) -> Iterator[zmq.Socket]:
+def bare(kind: int, endpoint: str, routing_id: bytes = b"") -> Iterator[zmq.Socket]:
     """Return a socket: a ROUTER or PULL is bound, a DEALER or PUSH connected."""
     with zmq.Context() as context, context.socket(kind) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDTIMEO, int(PATIENCE * 1000))
         socket.setsockopt(zmq.RCVTIMEO, int(PATIENCE * 1000))
         socket.setsockopt(zmq.RECONNECT_IVL, 10)
+        if routing_id:
+            socket.setsockopt(zmq.ROUTING_ID, routing_id)
         if kind in (zmq.ROUTER, zmq.PULL):
             socket.bind(endpoint)
         else:

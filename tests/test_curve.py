@@ -403,6 +403,24 @@ def test_a_key_is_for_the_hosts_in_the_list(collector, keys, tmp_path):
     assert messages(path) == ["web2", "web3"]
 
 
+def test_a_key_that_is_restricted_to_another_host_is_so_in_its_session_too(
+    collector, keys, start, tmp_path
+):
+    path = tmp_path / "all"
+    keys.admit("web1")
+    receiver, endpoint = collector("--to", path)
+    sender = start(ZMQPUSH, "-q", "--ack", "-c", endpoint, *keys.connects("web1"))
+    feed(sender, b"one\n")
+    wait_until(lambda: messages(path) == ["one"])
+    keys.admit("web1 other.example")
+    reload(receiver)
+    refused = sender.stderr.readline()
+    feed(sender, b"too late\n")
+
+    assert b"it refuses: this key is not for the host" in refused
+    assert messages(path) == ["one"]
+
+
 # Whose numbers are whose.
 
 

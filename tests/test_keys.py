@@ -246,7 +246,7 @@ def test_the_access_list_of_a_credential_is_no_right_of_others(pair, monkeypatch
 
 def test_a_key_is_admitted_changed_and_revoked(pair, tmp_path):
     key, path, other = read_public(pair)[0], tmp_path / "allowed", new_key()
-    path.write_text(f"# ours\n\n{other} other # a comment is not here\n")
+    path.write_text(f"# ours\n\n{other} other # a comment\n")
     rest = path.read_text()
     told = keys("allow", path, pair, "--host", "b.example.com", "--host", "a.example.com")
     line = f"{key} web1 a.example.com b.example.com"
@@ -401,6 +401,8 @@ KEY = z85.encode(bytes(range(32))).decode()
         ("%" * 40, "line 1: no public key"),  # too large a number
         (f"{KEY} a\x1b[2J\n", "line 1 has a name with control characters"),
         (b"\xff\n", "LIST is not text"),
+        (f'public-key = "{KEY}"\nsecret-key = "{KEY}"\n', "LIST holds a secret key: it is no list"),
+        (f'public-key = "{KEY}"\nhost = "web1"\n', "LIST says host: hosts is what restricts"),
     ],
 )
 def test_a_list_that_cannot_be_understood_names_the_line(tmp_path, text, why):
@@ -411,6 +413,12 @@ def test_a_list_that_cannot_be_understood_names_the_line(tmp_path, text, why):
         read_admitted(path)
     assert why.replace("LIST", str(path)) in str(caught.value)
     assert refused("allow", path, new_key())[0] == 78
+
+
+def test_a_comment_may_end_a_line(tmp_path):
+    (tmp_path / "list").write_text(f"{KEY} web1 a.example # the web server\n")
+
+    assert read_admitted(tmp_path / "list") == {KEY: Admitted("web1", frozenset(["a.example"]))}
 
 
 def test_two_files_of_a_list_may_not_have_the_same_key(pair, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from spools import open_spool, put, sync
 from zmqpush import slots as slots_module
-from zmqpush.errors import EXIT_CONFIG, EXIT_BUSY, SpoolBusyError, SpoolError, SpoolForeignError
+from zmqpush.errors import EXIT_BUSY, EXIT_CONFIG, SpoolBusyError, SpoolError, SpoolForeignError
 from zmqpush.slots import status_of, take_slot
 
 HOLD = "import sys; from pathlib import Path; from zmqpush.slots import take_slot\n"

@@ -1,6 +1,8 @@
 """ZeroMQ sockets of acknowledged delivery, and every option that is set on them."""
 
 import contextlib
+import ctypes
+import os
 from itertools import repeat
 
 import zmq
@@ -24,11 +26,16 @@ class DealerLink(Link):
         endpoint: What to connect to.
         guard: How to encrypt.
         context: The context of all such links, one after the other.
+        memory: How much the process may take, in bytes, before the receiver is suspected.
 
     """
 
     def __init__(
-        self, endpoint: str, guard: Guard, context: "zmq.Context[zmq.Socket[bytes]]"
+        self,
+        endpoint: str,
+        guard: Guard,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        memory: int,
     ) -> None:
         options = {
             zmq.SNDHWM: _BLOCKS_HWM,
@@ -36,7 +43,8 @@ class DealerLink(Link):
             zmq.IMMEDIATE: 1,
             zmq.MAXMSGSIZE: MAX_REPLY_BYTES,
         }
-        super().__init__(zmq.DEALER, Endpoints(connect=(endpoint,)), guard, options, context)
+        connect = Endpoints(connect=(endpoint,))
+        super().__init__(zmq.DEALER, connect, guard, options, context, memory)
 
     @property
     def connected(self) -> bool:
@@ -55,6 +63,10 @@ class DealerLink(Link):
         """Return all frames that are there."""
         frames: list[bytes] = []
         with contextlib.suppress(zmq.Again):
+            while self._pressure and self._pressure.high:
+                frame = self._socket.recv(NOBLOCK, copy=False)
+                self._note(frame)
+                frames.append(frame.bytes)
             frames.extend(map(self._recv, repeat(NOBLOCK)))
         return frames
 
@@ -86,6 +98,7 @@ class RouterLink(Link):
             zmq.ROUTER_MANDATORY: 1,
             zmq.ROUTER_HANDOVER: 0,  # a peer that claims another's routing id does not get it
         }
+        _shuffle_routing_ids()
         super().__init__(zmq.ROUTER, endpoints, guard, options, memory=memory)
         self.malformed = 0
         self._skipping = False  # the rest of a message that is not of one frame
@@ -132,3 +145,11 @@ class RouterLink(Link):
         except zmq.ZMQError:  # no route
             return False
         return True
+
+
+def _shuffle_routing_ids() -> None:
+    # libzmq numbers peers from rand() on, which it does not seed, believes a peer that says
+    # it has such a number, and aborts the process when its own count gets there. From where
+    # it counts nobody is to know.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4))))

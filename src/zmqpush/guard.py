@@ -6,6 +6,7 @@ admits. Whoever connects has a key pair and the server's public key. libzmq asks
 each key by ZAP (https://rfc.zeromq.org/spec/27/); a thread answers.
 """
 
+import os
 import resource
 import shlex
 import threading
@@ -81,7 +82,7 @@ class Guard:
     Attributes:
         complaints: Where links tell of peers.
         revoked: The keys that were admitted once and are not now.
-        on_revocation: Called when there are more of them.
+        on_revocation: Called when a key of theirs has connected since it was admitted.
 
     """
 
@@ -100,9 +101,12 @@ class Guard:
             self._server_keys = dict.fromkeys(connect, key)
         self._admitted: dict[str, Admitted] = {}
         self._load()
+        self._let_in: set[str] = set()
         self.revoked: frozenset[str] = frozenset()
         self.on_revocation: Callable[[], None] = lambda: None
         self.complaints = Complaints(reporter)
+        # Made-up keys must not keep other things from being told.
+        self._refusals = Complaints(reporter)
 
     @property
     def encrypts(self) -> bool:
@@ -128,7 +132,8 @@ class Guard:
             self._reporter.warn(f"{exc}: the keys that were admitted before still are")
             return
         self.revoked = (self.revoked | before) - self._admitted.keys()
-        if before - self._admitted.keys():
+        if self.revoked & self._let_in:
+            self._let_in -= self.revoked
             self.on_revocation()
 
     def admits(self, principal: str) -> bool:
@@ -162,13 +167,19 @@ class Guard:
         link.setsockopt(zmq.CURVE_PUBLICKEY, pair.public.encode())
         link.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
 
-    def refuse(self, key: str, address: str) -> None:
-        """Say that a peer was not admitted."""
-        self.complaints.warn(
+    def admit(self, key: str, address: str) -> bool:
+        """Whether a peer that connects is admitted; if not, say so."""
+        if self.admits(key):
+            if self._allow != ALLOW_ANY:
+                self._let_in.add(key)
+            return True
+        allow = shlex.quote(os.path.abspath(str(self._allow)))
+        self._refusals.warn(
             f"not admitted: {key!r} ({fingerprint(key)}) from {address}; "
-            f"to admit it: zmqpush-keys allow {shlex.quote(str(self._allow))} '{key}', then SIGHUP",
+            f"to admit it: zmqpush-keys allow {allow} '{key}', then SIGHUP",
             kind=key,
         )
+        return False
 
 
 class Doorman:
@@ -215,7 +226,4 @@ class Doorman:
         if mechanism != b"CURVE":
             return None
         key = z85.encode(credentials[0]).decode()
-        if self._guard.admits(key):
-            return key
-        self._guard.refuse(key, address.decode("ascii", "replace"))
-        return None
+        return key if self._guard.admit(key, address.decode("ascii", "replace")) else None

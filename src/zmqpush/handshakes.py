@@ -11,6 +11,7 @@ import errno
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import zmq
@@ -77,7 +78,8 @@ class HandshakeWatch:
         self._mute: dict[str, int] = {}  # how often it failed in a row without a reason
         self._accepted: dict[int, int] = {}  # connections, and how many had succeeded before
         self._succeeded = 0
-        self._refused: list[float] = []  # when connections were that have yet to end
+        # When connections were that have yet to end.
+        self._refused: deque[float] = deque(maxlen=1000)
         self._explained = False  # the next connection that ends was told of
         self._monitor = link.get_monitor_socket(_EVENTS)
         self._readiness = Readiness(int(self._monitor.getsockopt(zmq.FD)))
@@ -135,8 +137,10 @@ class HandshakeWatch:
 
     def _was_refused(self) -> bool:
         since = time.monotonic() - _REFUSED_FOR
-        self._refused = [at for at in self._refused if at > since]
-        return bool(self._refused and self._refused.pop(0))
+        while self._refused:
+            if self._refused.popleft() > since:
+                return True
+        return False
 
     def _take_failure(self, event: int, value: int, address: str, took: float) -> None:
         if event == _FAILED and took < _AT_ONCE:
@@ -166,7 +170,10 @@ class HandshakeWatch:
                 return f"{endpoint} does not admit the key {self._guard.own_key}, or says nothing"
             return f"{endpoint} says nothing: is it a ZeroMQ peer?"
         if event == _FAILED and encrypts:
-            return f"{endpoint} has another key than --server-key, or does not encrypt at all"
+            return (
+                f"{endpoint} has another key than --server-key, does not encrypt at all, "
+                "or is a port for the other delivery (--ack, or without)"
+            )
         if event == _FAILED:
             return f"{endpoint} closes the connection: it encrypts, or is no ZeroMQ peer"
         return (

@@ -12,6 +12,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,10 @@ def read_admitted(path: Path) -> dict[str, Admitted]:
     if os.path.isdir(path):
         return _without_doubles(_in_directory(path))
     text = read_text(path)
-    if "public-key" in parse(text):
+    values = parse(text)
+    if "secret-key" in values:
+        raise KeyFileError(f"{path} holds a secret key: it is no list")
+    if "public-key" in values:
         return _without_doubles([_in_file(path)])
     return _without_doubles(_in_lines(path, text))
 
@@ -115,6 +119,7 @@ def _in_line(line: str) -> tuple[str, Admitted] | None:
     key, *words = line.split() or [""]
     if not key or key.startswith("#"):
         return None
+    words = list(takewhile(lambda word: not word.startswith("#"), words))
     return key, Admitted(words[0] if words else "", frozenset(words[1:]))
 
 
@@ -148,6 +153,8 @@ def _in_directory(path: Path) -> Iterator[_Entry]:
 
 def _in_file(path: Path) -> _Entry:
     key, values = read_public(path)
+    if "host" in values:
+        raise KeyFileError(f"{path} says host: hosts is what restricts a key")
     hosts = frozenset(values.get("hosts", "").split())
     return _Entry(key, Admitted(values.get("name", path.name), hosts), str(path))
 

@@ -57,10 +57,15 @@ def check_name(text: str) -> str:
         ValueError: If it would be taken for something else in a list, a log or a shell.
 
     """
-    if not text.isprintable() or set(text) & set(" \"'") or text[:1] in ("", "-") or is_key(text):
+    if (
+        not text.isprintable()
+        or set(text) & set(" \"'")
+        or text[:1] in ("", "-", "#")
+        or is_key(text)
+    ):
         raise ValueError(
             f"{text!r} is not a name: one has no blanks, quotes or control characters, "
-            "does not begin with - and is no key"
+            "does not begin with - or # and is no key"
         )
     return text
 

@@ -25,10 +25,13 @@ _ALLOWANCE = 96 << 20
 _INTERVAL = 0.1
 # How often while memory is short.
 _SHORT_INTERVAL = 0.02
-# What a connection may bring then without a whole message, in bytes. Nothing honest brings
-# as much in that time, and parts without content take 32 times as much memory.
-_MAX_UNFINISHED = 4 << 20
-# After someone was cut off, so often and at such intervals free memory is given back.
+# What a connection may bring then without a whole message, in bytes: zmqpush makes no
+# larger ones, but of a line that is as long. Parts without content take 32 times as much.
+_MAX_UNFINISHED = 8 << 20
+# Who was asked for so many messages was asked in turn with all others.
+_TURNS = 3
+# When someone was cut off or all is taken, free memory is given back, so often and at such
+# intervals.
 _TRIMS = 6
 _TRIM_INTERVAL = 0.5
 # tcpi_bytes_received, in the kernel's struct tcp_info.
@@ -60,8 +63,7 @@ class Pressure:
         self._connections = select.epoll()
         self._readiness = Readiness(self._connections.fileno())
         self._before: dict[int, int] = {}  # what each had brought when it was judged last
-        self._whole: set[int] = set()  # who brought a whole message since
-        self._messages = 0
+        self._whole: dict[int, int] = {}  # how many whole messages each brought since
         self._task = asyncio.create_task(self._watch())
         self._giving_back = asyncio.create_task(asyncio.sleep(0))
 
@@ -79,8 +81,7 @@ class Pressure:
 
     def take(self, fd: int) -> None:
         """Note that a whole message came from a connection."""
-        self._whole.add(fd)
-        self._messages += 1
+        self._whole[fd] = self._whole.get(fd, 0) + 1
 
     async def _watch(self) -> None:
         active: set[int] = set()
@@ -92,24 +93,25 @@ class Pressure:
             if not self.high:
                 active.clear()
                 self._before.clear()
-                self._forget_messages()
+                self._whole.clear()
             # Whoever brought a whole message is known once all were asked for one.
-            elif self._drained() or self._messages > len(active):
-                self._judge(active)
+            elif (drained := self._drained()) or max(self._whole.values(), default=0) >= _TURNS:
+                cut = self._judge(active)
                 active = set()
+                if (cut or drained) and self._giving_back.done():
+                    self._giving_back = asyncio.create_task(self._give_back())
 
     def _resident(self) -> int:
         pages = os.pread(self._statm, 128, 0).split()[1]
         return int(pages) * os.sysconf("SC_PAGESIZE")
 
-    def _judge(self, active: set[int]) -> None:
+    def _judge(self, active: set[int]) -> bool:
         cut = False
         for fd in active:
             with contextlib.suppress(OSError):  # it is closed meanwhile
                 cut |= self._judge_one(fd)
-        self._forget_messages()
-        if cut and self._giving_back.done():
-            self._giving_back = asyncio.create_task(self._give_back())
+        self._whole.clear()
+        return cut
 
     async def _give_back(self) -> None:
         # What libzmq frees stays with the allocator, and memory would seem short for ever.
@@ -118,10 +120,6 @@ class Pressure:
             for _ in range(_TRIMS):
                 await asyncio.sleep(_TRIM_INTERVAL)
                 trim(0)
-
-    def _forget_messages(self) -> None:
-        self._whole.clear()
-        self._messages = 0
 
     def _judge_one(self, fd: int) -> bool:
         with socket.socket(fileno=os.dup(fd)) as connection:

@@ -318,6 +318,7 @@ class Puller:
     def _hang_up(self) -> None:
         self._reopen_due = True
         self._guard.reload()
+        self._receiver.review()
         self._work.set()
         self._tell_statistics()
 

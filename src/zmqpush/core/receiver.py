@@ -39,6 +39,9 @@ _FIRST_CREDIT_BYTES = 256 << 10
 # A stream that has been quiet for so long is forgotten, in seconds.
 _QUIET_TIMEOUT = 30 * 86400.0
 _MAX_LABEL = 256
+# What ended sessions sent may still wait for the sink, beside what live ones may send: so
+# many budgets in all.
+_PENDING_FACTOR = 2
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -147,6 +150,7 @@ class Receiver:
             for key, floor in floors.items()
         }
         self._memory = memory
+        self._pending = 0  # accepted and not committed, in bytes, of all streams
         self._durability = durability
         self._tokens = tokens
         self._admits = admits
@@ -220,8 +224,6 @@ class Receiver:
             self._reply(peer, Error(505, f"this receiver speaks version {VERSION}"), 0)
         elif hello is None:
             self.counters.malformed += 1
-        elif not self._admits(principal, host := hello.labels["host"]):
-            self.refuse(peer, f"this key is not for the host {host!r}")
         else:
             key = (principal, hello.stream)
             if (older := self._streams.get(key)) and older.session:
@@ -234,6 +236,10 @@ class Receiver:
                 self._welcome(stream, peer, hello)
 
     def _welcome(self, stream: _Stream, peer: bytes, hello: _HelloValues) -> None:
+        if not self._admits(stream.key[0], host := hello.labels["host"]):
+            self.refuse(peer, f"this key is not for the host {host!r}")
+            self._drop_if_done(stream)
+            return
         if stream.floor < hello.first - 1:
             self.counters.missing += hello.first - 1 - stream.floor if stream.floor else 0
             stream.floor = stream.end = hello.first - 1
@@ -275,6 +281,8 @@ class Receiver:
             self._reset(session, 412, f"{data.first} comes after {stream.end}")
         elif stream.blocks >= MAX_CREDIT_BLOCKS or stream.size >= session.max_granted:
             self._reset(session, 429, "beyond the credit")
+        elif self._pending >= _PENDING_FACTOR * self._memory:
+            self._reset(session, 429, "the receiver's memory is full")
         else:
             self.counters.accepted += data.records
             self._accept(session, data.end, len(data.payload))
@@ -300,6 +308,7 @@ class Receiver:
         stream.held = True
         stream.blocks += 1
         stream.size += size
+        self._pending += size
         self._accepted[stream.key] = stream
 
     def _on_ping(self, session: _Session, ping: Ping) -> None:
@@ -367,6 +376,7 @@ class Receiver:
             stream.floor = progress.floor.acked
             stream.blocks -= progress.blocks
             stream.size -= progress.size
+            self._pending -= progress.size
             if stream.session:
                 self._acknowledge(stream.session)
             if stream.waiting and stream.floor == stream.end:
@@ -419,6 +429,13 @@ class Receiver:
         self.counters.resets += 1
         self.forget(peer)
         self._reply(peer, Error(403, text), session.token if session else 0)
+
+    def review(self) -> None:
+        """End the sessions whose principals may not name their hosts any more."""
+        for session in list(self._sessions.values()):
+            host = session.labels["host"]
+            if not self._admits(session.stream.key[0], host):
+                self.refuse(session.peer, f"this key is not for the host {host!r}")
 
     def stop(self) -> None:
         """Accept nothing more, but for the senders' goodbyes."""
