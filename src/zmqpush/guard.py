@@ -90,6 +90,8 @@ class Guard:
         self._reporter = reporter
         self._allow = security.allow
         self._pair: KeyPair | None = read_pair(security.key) if security.key else None
+        if self._pair and not zmq.has("curve"):
+            raise KeyFileError("--key: this libzmq was built without CURVE")
         if self._pair:  # which is not to be found in a core dump
             resource.setrlimit(
                 resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
