@@ -556,8 +556,6 @@ def hosts(tmp_path):
 
 
 def test_the_recipe_makes_an_encrypted_pipeline_of_two_hosts(hosts, start, tmp_path):
-    if not (BIN / "zmqpush-keys").exists():
-        pytest.skip("zmqpush-keys is not installed")
     new_collector, new_sender, allow, pull, send = RECIPE
     shown = re.findall(r"'([^']{40})'", allow + send)
 
