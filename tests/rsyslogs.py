@@ -126,7 +126,8 @@ class Rsyslogd:
 
     def run(self, **environment: str) -> None:
         """Start it, and return once its inputs are open."""
-        self._port.unlink(missing_ok=True)
+        for made in (self._port, self.directory / "log"):
+            made.unlink(missing_ok=True)
         with open(self.directory / "rsyslogd.log", "ab") as log:
             self._child = self._start(
                 *(RSYSLOGD, "-n", "-f", self._config, "-i", self.directory / "pid"),
@@ -148,6 +149,8 @@ class Rsyslogd:
         return socket.create_connection(("127.0.0.1", int(self._port.read_text())), PATIENCE)
 
     def _listens(self) -> bool:
+        if not (self.directory / "log").exists():
+            return False
         try:
             self._connect().close()
         except (FileNotFoundError, ValueError, ConnectionRefusedError):  # each for a moment

@@ -59,7 +59,9 @@ class Pressure:
         self._budget = budget + _ALLOWANCE
         self._complaints = complaints
         self._drained = drained
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._statm: int | None = None  # without /proc memory never seems short
+        with contextlib.suppress(OSError):
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._connections = select.epoll()
         self._readiness = Readiness(self._connections.fileno())
         self._before: dict[int, int] = {}  # what each had brought when it was judged last
@@ -72,7 +74,8 @@ class Pressure:
         self._task.cancel()
         self._giving_back.cancel()
         self._connections.close()
-        os.close(self._statm)
+        if self._statm is not None:
+            os.close(self._statm)
 
     def add(self, fd: int) -> None:
         """Watch a connection of libzmq's, until it is closed."""
@@ -102,6 +105,8 @@ class Pressure:
                     self._giving_back = asyncio.create_task(self._give_back())
 
     def _resident(self) -> int:
+        if self._statm is None:
+            return 0
         pages = os.pread(self._statm, 128, 0).split()[1]
         return int(pages) * os.sysconf("SC_PAGESIZE")
 
