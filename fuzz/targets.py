@@ -490,8 +490,12 @@ def _objects(payload: Payload) -> list[dict[str, Any]]:
 
 
 def records(data: bytes) -> None:
-    """Decode frames, with two zero bytes between them; the first byte says how many to take."""
-    most, frames = int.from_bytes(data[:1]), data[1:].split(b"\0\0")
+    """
+    Decode frames, with two zero bytes between them.
+
+    The first byte says how many records to take: one, at least, as ``--count`` has it.
+    """
+    most, frames = max(1, int.from_bytes(data[:1])), data[1:].split(b"\0\0")
     decoder = RecordDecoder()
     everything = decoder.decode(frames)
     objects = _objects(everything)

@@ -195,9 +195,7 @@ class AckedOutlet:
             self._reporter.notice(f"sending to {self._endpoint} now")
 
     def _dial(self) -> None:
-        self._link = DealerLink(
-            self._endpoint, self._guard, self._context, self._settings.queue_max
-        )
+        self._link = DealerLink(self._endpoint, self._guard, self._context)
         self._sender.connect(time.monotonic())
 
     def _hang_up(self, redial: Redial) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-from itertools import repeat
 
 import zmq
 
@@ -26,7 +25,6 @@ class DealerLink(Link):
         endpoint: What to connect to.
         guard: How to encrypt.
         context: The context of all such links, one after the other.
-        memory: How much the process may take, in bytes, before the receiver is suspected.
 
     """
 
@@ -35,7 +33,6 @@ class DealerLink(Link):
         endpoint: str,
         guard: Guard,
         context: "zmq.Context[zmq.Socket[bytes]]",
-        memory: int,
     ) -> None:
         options = {
             zmq.SNDHWM: _BLOCKS_HWM,
@@ -44,7 +41,7 @@ class DealerLink(Link):
             zmq.MAXMSGSIZE: MAX_REPLY_BYTES,
         }
         connect = Endpoints(connect=(endpoint,))
-        super().__init__(zmq.DEALER, connect, guard, options, context, memory)
+        super().__init__(zmq.DEALER, connect, guard, options, context)
 
     @property
     def connected(self) -> bool:
@@ -63,11 +60,10 @@ class DealerLink(Link):
         """Return all frames that are there."""
         frames: list[bytes] = []
         with contextlib.suppress(zmq.Again):
-            while self._pressure and self._pressure.high:
+            while True:
                 frame = self._socket.recv(NOBLOCK, copy=False)
                 self._note(frame)
                 frames.append(frame.bytes)
-            frames.extend(map(self._recv, repeat(NOBLOCK)))
         return frames
 
     def discard(self, linger: float) -> None:

@@ -78,7 +78,7 @@ class Link:
         guard: How to encrypt, and whom to admit.
         options: Of the socket, beside those of all links.
         context: If it is not to have one of its own.
-        memory: How much the messages of its peers may take, in bytes; without it nobody looks.
+        memory: How much the messages of its peers may take, in bytes; none if it only sends.
 
     Raises:
         EndpointError: If libzmq refuses an endpoint.
@@ -103,7 +103,6 @@ class Link:
         self._context = context or zmq.Context()
         self._socket = self._context.socket(kind)
         self._guard = guard
-        self._pressure: Pressure | None = None
         self._doors: list[str] = []  # what is bound
         self._shut: list[str] = []  # what was, and will be again
         self._watch = HandshakeWatch(
@@ -154,8 +153,7 @@ class Link:
         if endpoints.bind and guard.encrypts:
             doorman.start()
         self._signal = Readiness(self._socket.FD)
-        if memory is not None:
-            self._pressure = Pressure(memory, guard.complaints, self._is_drained)
+        self._pressure = Pressure(memory, guard.complaints, self._is_drained)
 
     def _bind(self, endpoint: str) -> None:
         self._guard.secure_server(self._socket)
@@ -169,8 +167,7 @@ class Link:
         # The kernel gives out the lowest numbers first.
         if fd >= _highest_connection():
             self._shut_doors()
-        if self._pressure:
-            self._pressure.add(fd)
+        self._pressure.add(fd)
 
     def _shut_doors(self) -> None:
         # Without descriptors the program cannot open its own files, and libzmq tries to
@@ -204,7 +201,7 @@ class Link:
             asyncio.get_running_loop().call_later(_DOORS_INTERVAL, self._open_doors)
 
     def _note(self, frame: zmq.Frame) -> None:
-        if self._pressure and self._pressure.high and not frame.more:
+        if self._pressure.high and not frame.more:
             self._pressure.take(int(frame.get(zmq.SRCFD)))
 
     def _is_drained(self) -> bool:
@@ -291,8 +288,7 @@ class Link:
 
     def _stop_watching(self) -> None:
         self._watch.close()
-        if self._pressure:
-            self._pressure.close()
+        self._pressure.close()
 
     def _own_fds(self) -> set[int]:
         # libzmq does not tell its connections: they are among what it opened.
@@ -325,7 +321,6 @@ class PushLink(Link):
         guard: How to encrypt, and whom to admit.
         framing: What a message carries.
         separator: What ends each record of a payload.
-        memory: How much the queue may take, in bytes, before peers are suspected.
 
     Attributes:
         accepted: How many records libzmq has taken, so far.
@@ -338,7 +333,6 @@ class PushLink(Link):
         guard: Guard,
         framing: Framing,
         separator: bytes,
-        memory: int,
     ) -> None:
         hwm = _SEND_HWM[framing]
         # IMMEDIATE: only to peers that are there, so nothing sits in a queue for a dead
@@ -350,7 +344,7 @@ class PushLink(Link):
             zmq.SNDTIMEO: _SEND_TIMEOUT,
             zmq.MAXMSGSIZE: MAX_REPLY_BYTES,
         }
-        super().__init__(zmq.PUSH, endpoints, guard, options, memory=memory)
+        super().__init__(zmq.PUSH, endpoints, guard, options)
         self._framing = framing
         self._separator = separator
         self._frames: list[bytes] = []
@@ -439,7 +433,6 @@ class PullLink(Link):
 
     def receive(self, max_frames: int | None = None) -> list[bytes]:
         """Return frames that are there, until they make a MiB; none if there are none."""
-        assert self._pressure
         if self._guard.revoked or self._pressure.high:
             return self._receive_and_look(max_frames)
         frames: list[bytes] = []

@@ -41,9 +41,7 @@ class PlainOutlet:
     ) -> None:
         self._settings = settings
         self._queue = Queue(settings.queue_max, settings.when_full)
-        self._link = PushLink(
-            settings.endpoints, guard, settings.framing, separator, settings.queue_max
-        )
+        self._link = PushLink(settings.endpoints, guard, settings.framing, separator)
         self._outage = Outage(reporter)
         self._behind = asyncio.Event()  # something waits: the sending task takes over
         self._moved = asyncio.Event()  # the link took something

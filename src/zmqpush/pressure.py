@@ -2,9 +2,9 @@
 Cuts off peers that fill memory with a message that never ends.
 
 libzmq bounds a message's parts in size and the messages of a peer in number, but not the
-parts of a message, and holds all of them until the last one is there. So while memory is
-short we look how many bytes each connection has brought, and whether any message of it
-was whole.
+parts of a message, and holds all of them until the last one is there. So we look how many
+bytes each connection has brought, and whether any message of it was whole: of senders
+while memory is short, of who is sent to at any time.
 """
 
 import asyncio
@@ -25,9 +25,11 @@ _ALLOWANCE = 96 << 20
 _INTERVAL = 0.1
 # How often while memory is short.
 _SHORT_INTERVAL = 0.02
-# What a connection may bring then without a whole message, in bytes: zmqpush makes no
-# larger ones, but of a line that is as long. Parts without content take 32 times as much.
+# What a sender may bring then without a whole message, in bytes: zmqpush makes no larger
+# ones, but of a line that is as long. Parts without content take 32 times as much memory.
 _MAX_UNFINISHED = 8 << 20
+# What may come at any time from who is sent to, and has little to say.
+_MAX_UNFINISHED_REPLY = 256 << 10
 # Who was asked for so many messages was asked in turn with all others.
 _TURNS = 3
 # When someone was cut off or all is taken, free memory is given back, so often and at such
@@ -45,7 +47,8 @@ class Pressure:
     Watches the connections of one socket. While nothing comes no timer runs.
 
     Args:
-        budget: How much memory the socket's messages may take, in bytes.
+        budget: How much memory the messages of senders may take, in bytes; None for a socket
+            that sends, whose peers are always suspected.
         complaints: Where to tell who was cut off.
         drained: Tells whether libzmq holds no whole message.
 
@@ -54,9 +57,11 @@ class Pressure:
 
     """
 
-    def __init__(self, budget: int, complaints: Complaints, drained: Callable[[], bool]) -> None:
-        self.high = False
-        self._budget = budget + _ALLOWANCE
+    def __init__(
+        self, budget: int | None, complaints: Complaints, drained: Callable[[], bool]
+    ) -> None:
+        self.high = budget is None
+        self._budget = None if budget is None else budget + _ALLOWANCE
         self._complaints = complaints
         self._drained = drained
         self._statm: int | None = None  # without /proc memory never seems short
@@ -92,7 +97,7 @@ class Pressure:
             await self._readiness.wait()
             await asyncio.sleep(_SHORT_INTERVAL if self.high else _INTERVAL)
             active.update(fd for fd, _ in self._connections.poll(0))
-            self.high = self._resident() > self._budget
+            self.high = self._budget is None or self._resident() > self._budget
             if not self.high:
                 active.clear()
                 self._before.clear()
@@ -101,7 +106,7 @@ class Pressure:
             elif (drained := self._drained()) or max(self._whole.values(), default=0) >= _TURNS:
                 cut = self._judge(active)
                 active = set()
-                if (cut or drained) and self._giving_back.done():
+                if (cut or (drained and self._budget)) and self._giving_back.done():
                     self._giving_back = asyncio.create_task(self._give_back())
 
     def _resident(self) -> int:
@@ -133,13 +138,13 @@ class Pressure:
             before = self._before.get(fd)
             if before is None or received < before or fd in self._whole:
                 self._before[fd] = received
-            elif received - before > _MAX_UNFINISHED:
+            elif received - before > (_MAX_UNFINISHED if self._budget else _MAX_UNFINISHED_REPLY):
                 host, port, *_ = connection.getpeername()
                 # The kernel is not to keep what it has of it, either.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 connection.shutdown(socket.SHUT_RDWR)
                 self._complaints.warn(
-                    f"memory is short: cut off {host}:{port}, which sends a message without an end",
+                    f"cut off {host}:{port}, which sends a message without an end",
                     kind=f"pressure {host}",
                 )
                 return True
