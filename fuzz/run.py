@@ -1,7 +1,7 @@
 """
 Fuzz targets, guided by what of the product each input reaches.
 
-Usage: python fuzz/run.py [TARGET...] [--seconds N] [--corpus DIR]
+Usage: python fuzz/run.py [TARGET...] [--seconds N] [--seed N] [--corpus DIR]
 
 Each target runs in a process of its own, two at a time. It begins with the inputs in
 fuzz/corpus/TARGET and with what earlier runs left in DIR/TARGET. The first finding ends
@@ -39,14 +39,15 @@ def fuzz(target: str, options: list[str]) -> None:
 class Run:
     """A target that is being fuzzed; what it says goes to a file in the corpus."""
 
-    def __init__(self, target: str, seconds: int, corpus: Path) -> None:
+    def __init__(self, target: str, seconds: int, seed: int, corpus: Path) -> None:
         self.target = target
         self._seconds = seconds
         self._corpus = corpus
         grown = corpus / target
         grown.mkdir(parents=True, exist_ok=True)
         self._log = corpus / f"{target}.log"
-        options = [f"-max_total_time={seconds}", f"-artifact_prefix={corpus / target}-", *_LIMITS]
+        options = [f"-max_total_time={seconds}", f"-seed={seed}", *_LIMITS]
+        options.append(f"-artifact_prefix={corpus / target}-")
         command = [sys.executable, __file__, "--child", target, *options, grown]
         if (HERE / "corpus" / target).is_dir():
             command.append(HERE / "corpus" / target)
@@ -84,6 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(NAMES))
     parser.add_argument("--seconds", type=int, default=600, help="for each target")
+    parser.add_argument("--seed", type=int, default=0, help="0: another one each time")
     parser.add_argument("--corpus", type=Path, default=ROOT / "build" / "fuzz")
     args = parser.parse_args()
     if unknown := set(args.targets) - set(NAMES):
@@ -95,7 +97,7 @@ def main() -> int:
     try:
         while waiting or running:
             while waiting and len(running) < _AT_ONCE:
-                running.append(Run(waiting.pop(0), args.seconds, args.corpus))
+                running.append(Run(waiting.pop(0), args.seconds, args.seed, args.corpus))
             time.sleep(0.1)
             for run in [run for run in running if run.child.poll() is not None]:
                 running.remove(run)
