@@ -1,7 +1,6 @@
 """ZeroMQ sockets of acknowledged delivery, and every option that is set on them."""
 
 import contextlib
-import ctypes
 import os
 
 import zmq
@@ -147,5 +146,7 @@ def _shuffle_routing_ids() -> None:
     # libzmq numbers peers from rand() on, which it does not seed, believes a peer that says
     # it has such a number, and aborts the process when its own count gets there. From where
     # it counts nobody is to know.
+    import ctypes  # senders start faster without it
+
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4))))

@@ -11,7 +11,7 @@ import resource
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -86,7 +86,7 @@ class Guard:
 
     """
 
-    def __init__(self, security: Security, connect: Iterable[str], reporter: Reporter) -> None:
+    def __init__(self, security: Security, connect: Sequence[str], reporter: Reporter) -> None:
         self._reporter = reporter
         self._allow = security.allow
         self._pair: KeyPair | None = read_pair(security.key) if security.key else None
@@ -97,10 +97,9 @@ class Guard:
                 resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
             )
         server_keys = [find_public(text)[0] for text in security.server_keys]
+        if len(server_keys) == 1:  # one for all
+            server_keys *= len(connect)
         self._server_keys = dict(zip(connect, server_keys, strict=False))
-        if len(security.server_keys) == 1:
-            (key,) = self._server_keys.values()
-            self._server_keys = dict.fromkeys(connect, key)
         self._admitted: dict[str, Admitted] = {}
         self._load()
         self._let_in: set[str] = set()

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -209,6 +208,8 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _replace(path: Path, text: str, *, like_directory: bool = False) -> None:
     """Write a file anew, with its owner and mode: a new one's are its directory's, or ours."""
+    import tempfile  # the programs that only read lists start faster without it
+
     try:
         fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:

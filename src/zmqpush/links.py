@@ -139,9 +139,9 @@ class Link:
         }
         for option, value in options.items():
             self._socket.setsockopt(option, value)
+        # Before anybody can connect.
+        doorman = Doorman(self._context, guard) if endpoints.bind and guard.encrypts else None
         try:
-            if endpoints.bind and guard.encrypts:
-                doorman = Doorman(self._context, guard)  # before anybody can connect
             for endpoint in endpoints.bind:
                 self._bind(endpoint)
             for endpoint in endpoints.connect:
@@ -150,7 +150,7 @@ class Link:
             self._watch.close()
             self._context.destroy(linger=0)
             raise
-        if endpoints.bind and guard.encrypts:
+        if doorman:
             doorman.start()
         self._signal = Readiness(self._socket.FD)
         self._pressure = Pressure(memory, guard.complaints, self._is_drained)

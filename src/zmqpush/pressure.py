@@ -9,7 +9,6 @@ while memory is short, of who is sent to at any time.
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import select
 import socket
@@ -65,8 +64,9 @@ class Pressure:
         self._complaints = complaints
         self._drained = drained
         self._statm: int | None = None  # without /proc memory never seems short
-        with contextlib.suppress(OSError):
-            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        if budget is not None:
+            with contextlib.suppress(OSError):
+                self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._connections = select.epoll()
         self._readiness = Readiness(self._connections.fileno())
         self._before: dict[int, int] = {}  # what each had brought when it was judged last
@@ -125,6 +125,8 @@ class Pressure:
 
     async def _give_back(self) -> None:
         # What libzmq frees stays with the allocator, and memory would seem short for ever.
+        import ctypes  # which takes a while, and is seldom needed
+
         with contextlib.suppress(AttributeError):
             trim = ctypes.CDLL(None).malloc_trim
             for _ in range(_TRIMS):

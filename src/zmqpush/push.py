@@ -131,7 +131,10 @@ class Pusher:
         delivering = asyncio.create_task(outlet.run())
         failure = 0
         try:
-            reading = self._converse() if self._conversation else self._read_all()
+            if self._conversation:
+                reading = self._conversation.run(self._make_safe)
+            else:
+                reading = self._read_all()
             await ending.unless_given_up(reading, beside=delivering)
             if self._settings.omprog:
                 ending.begin_grace()  # rsyslog waits for our end, and not for long
@@ -176,10 +179,6 @@ class Pusher:
         while chunk := await self._source.read():
             self._take(self._splitter.feed(chunk))
             await self._outlet.room()
-
-    async def _converse(self) -> None:
-        assert self._conversation
-        await self._conversation.run(self._make_safe)
 
     async def _make_safe(self, messages: list[bytes]) -> None:
         lines = self._delimiter.join((*messages, b""))
