@@ -52,7 +52,8 @@ def shake_hands(port: int, kind: bytes = b"DEALER") -> socket.socket:
         got = b""
         while b"READY" not in got:
             data = peer.recv(4096)
-            assert data, "the handshake was refused"
+            if not data:
+                raise ConnectionResetError("the handshake was refused")
             got += data
         stack.pop_all()
     return peer
