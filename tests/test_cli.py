@@ -22,7 +22,10 @@ OPTIONS = {
         ("--queue-max", "--when-full", "--timeout", "--ack", "--spread", "--spool"),
         ("--spool-max", "--spool-slots", "--spool-status", "--sync", "--omprog", "--confirm"),
     ),
-    ZMQPULL: COMMON | {"--to", "--count", "--ack-bind", "--state", "--memory"},
+    ZMQPULL: COMMON.union(
+        ("--to", "--option", "--nats-unit", "--dead-letters"),
+        ("--count", "--ack-bind", "--state", "--memory"),
+    ),
     ZMQKEYS: {"--version", "--help"},
 }
 COMMANDS = pytest.mark.parametrize("command", [ZMQPUSH, ZMQPULL])

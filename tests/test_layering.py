@@ -39,16 +39,23 @@ ALLOWED = {
     "slots": {"segments"},
     "spool": {"segments", "segment_reader"},
     "segment_reader": {"segments"},
-    "pull": {"sink", "state", "links", "acked_links", "guard", "endings"},
-    "sink": {"output"},
-    "state": {"sink"},
+    "pull": {"writer", "sinks", "links", "acked_links", "guard", "endings"},
+    "writer": {"sinks", "sinks.output", "state"},
+    "state": {"sinks"},
+    "sinks": {"sinks.files"},
+    "sinks.files": {"sinks", "sinks.output", "sinks.template"},
 }
-MODULES = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.rglob("*.py"))
+MODULES = sorted(
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for p in ROOT.rglob("*.py")
+)
 FORBIDDEN_IN_CORE = {"asyncio", "os", "select", "signal", "socket", "sys", "threading", "time"}
 
 
 def imports(module):
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    path = ROOT / module.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import resource
 import signal
 import time
@@ -18,7 +19,8 @@ from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until
 from peers import bare, deliver, greet
 from test_pull import FULL, finish
 from zmqpush.core.frames import Data, encode
-from zmqpush.sink import Sink
+from zmqpush.sinks import Batch, Context
+from zmqpush.sinks.files import FileSink
 from zmqpush.telemetry import Reporter
 
 endpoint, sender, small_disk = test_pull.endpoint, test_pull.sender, test_pull.small_disk
@@ -72,14 +74,24 @@ def test_plain_records_name_their_files_themselves_and_cannot_leave_the_director
     assert (to / "nginx").stat().st_mode & 0o007 == 0
 
 
+def file_sink(to):
+    """Return a sink, and what it has remembered at once."""
+    remembered = {}
+
+    async def remember(marks):
+        remembered.update(marks)
+
+    return FileSink(to, Context(reporter=Reporter("test"), remember=remember)), remembered
+
+
 @given(st.text(), st.text())
 def test_no_label_leads_out_of_its_directory(tmp_path_factory, kind, host):
     directory = tmp_path_factory.mktemp("to")
-    sink = Sink(f"{directory}/{{host}}/{{type}}", Reporter("test"), safe=True)
-    sink.open([sink.path({"type": kind, "host": host})])
+    sink, _ = file_sink(f"{directory}/{{host}}/{{type}}")
+    asyncio.run(sink.write([Batch(b"1\n", 1, {"type": kind, "host": host})]))
     ((name, content),) = files(directory).items()
 
-    assert (name.count("/"), content) == (1, b"")
+    assert (name.count("/"), content) == (1, b"1\n")
     assert not any(c < " " for c in name)
 
 
@@ -144,20 +156,63 @@ def test_files_beyond_256_are_closed_and_opened_again(start, endpoint, tmp_path,
 
 
 def test_a_file_that_is_idle_is_closed_when_it_is_safe_and_opened_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("zmqpush.sink._IDLE_INTERVAL", 0.0)
-    sink = Sink(f"{tmp_path}/{{type}}", Reporter("test"), safe=True)
-    path = sink.path({"type": "a"})
+    monkeypatch.setattr("zmqpush.sinks.files._IDLE_INTERVAL", 0.0)
+    sink, remembered = file_sink(f"{tmp_path}/{{type}}")
+    path = tmp_path / "a"
 
-    async def write_and_close():
-        sink.open([path])
-        await sink.write(path, b"1\n")
-        unsafe = sink.take_closed()
-        (written,), _ = sink.take_dirty()
-        written.sync()
-        return unsafe, written.length[::2], sink.take_closed(), sink.take_closed()
+    async def write():
+        await sink.write([Batch(b"1\n", 1, {"type": "a"})])
+        return [(await sink.sync()).marks for _ in range(3)]
 
-    assert asyncio.run(write_and_close()) == (set(), (path, 2), {path}, set())
-    assert asyncio.run(write_and_close()) == (set(), (path, 4), {path}, set())
+    for length in (0, 2):
+        marks = asyncio.run(write())
+        inode = path.stat().st_ino
+        assert remembered == {str(path): f"{inode} {length}"}
+        assert marks == [{str(path): f"{inode} {length + 2}"}, {str(path): None}, {}]
+
+
+def test_a_file_that_is_closed_to_make_room_is_remembered_until_all_of_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("zmqpush.sinks.files._MAX_OPEN", 1)
+    sink, remembered = file_sink(f"{tmp_path}/{{type}}")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+
+    async def write(*names):
+        await sink.write([Batch(b"1\n", 1, {"type": name}) for name in names])
+        before = dict(remembered)
+        remembered.clear()
+        return [mark and mark.split()[1] for mark in before.values()], (await sink.sync()).marks
+
+    def lengths(marks):
+        return {path: mark and int(mark.split()[1]) for path, mark in marks.items()}
+
+    # Opened again before what it holds is acknowledged: the older mark must stay.
+    opened, marks = asyncio.run(write("a", "b", "a"))
+    assert (opened, lengths(marks)) == (["0", "0"], {a: 4, b: 2})
+    # The same when it is closed and opened by the same call as the first of another file.
+    opened, marks = asyncio.run(write("b"))
+    assert (opened, lengths(marks)) == ([], {a: None, b: 4})
+    opened, marks = asyncio.run(write("a"))
+    assert (opened, lengths(marks)) == (["4"], {a: 6, b: None})
+
+
+def test_a_file_opened_again_while_it_is_being_forgotten_is_not_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr("zmqpush.sinks.files._MAX_OPEN", 1)
+    sink, remembered = file_sink(f"{tmp_path}/{{type}}")
+
+    async def write():
+        await sink.write([Batch(b"1\n", 1, {"type": "a"})])
+        await sink.sync()
+        await sink.write([Batch(b"1\n", 1, {"type": "b"})])  # closes a, which is clean
+        syncing = asyncio.create_task(sink.sync())
+        await asyncio.sleep(0)
+        remembered.clear()
+        await sink.write([Batch(b"1\n", 1, {"type": "a"})])
+        return await syncing
+
+    synced = asyncio.run(write())
+
+    assert [*remembered] == [str(tmp_path / "a")]
+    assert [*synced.marks] == [str(tmp_path / "b")]
 
 
 @pytest.mark.parametrize("state", [False, True])
@@ -262,7 +317,7 @@ def test_a_full_disk_is_waited_for_while_the_sender_waits_for_its_ack(
     ballast.unlink()
 
     assert (shipping.wait(PATIENCE), path.read_bytes()) == (0, lines)
-    assert child.stderr.readline() == b"zmqpull: writing to %s again\n" % bytes(path)
+    assert re.fullmatch(rb"zmqpull: writing to .*/\{type\} again \(.*\)\n", child.stderr.readline())
 
 
 HOSTILE = {

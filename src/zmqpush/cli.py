@@ -27,12 +27,12 @@ from zmqpush.settings import (
     DEFAULT_ENDPOINT,
     Confirm,
     Endpoints,
+    NatsUnit,
     PullSettings,
     PushSettings,
     Security,
     Sync,
     check_endpoint,
-    check_template,
 )
 from zmqpush.telemetry import Reporter
 
@@ -402,10 +402,31 @@ the output or the state cannot be written, 78 bad configuration or keys.""",
 @click.option(
     "--to",
     default="-",
-    type=_Checked("template", check_template),
-    metavar="PATH",
+    metavar="PATH|URL",
     help="File to append the records to; {type}, {host} and time codes such as %Y%m%d make a "
-    "file of each.  [default: standard output]",
+    "file of each. Or kafka://BROKER[,BROKER]/TOPIC, or nats://HOST/SUBJECT.  "
+    "[default: standard output]",
+)
+@click.option(
+    "-X",
+    "--option",
+    multiple=True,
+    type=_Checked("option", values.read_option),
+    metavar="NAME=VALUE",
+    help="Property of the client library behind --to URL; may be repeated.",
+)
+@click.option(
+    "--nats-unit",
+    type=_choice(NatsUnit),
+    help="What a message of --to nats:// carries: a record, or many as JSON lines.  "
+    "[default: record]",
+)
+@click.option(
+    "--dead-letters",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where to write down what the engine behind --to refuses for good.  [default: "
+    "dead-letters.ndjson in --state; without either it is waited for]",
 )
 @click.option(
     "--state",
@@ -429,7 +450,12 @@ the output or the state cannot be written, 78 bad configuration or keys.""",
 @_secured
 @_common
 def pull(
-    bind: Sequence[str], connect: Sequence[str], ack_bind: Sequence[str], **options: Any
+    bind: Sequence[str],
+    connect: Sequence[str],
+    ack_bind: Sequence[str],
+    option: Sequence[tuple[str, str]],
+    nats_unit: str | None,
+    **options: Any,
 ) -> None:
     """Receive records from zmqpush, or any ZeroMQ PUSH socket, and write them as JSON lines."""
     from zmqpush.pull import Puller
@@ -442,7 +468,13 @@ def pull(
     async def main() -> int:
         plain = Endpoints(bind=tuple(bind), connect=tuple(connect)) if bind or connect else None
         acked = Endpoints(bind=tuple(ack_bind)) if ack_bind else None
-        settings = PullSettings(endpoints=plain, ack_endpoints=acked, security=security, **options)
+        settings = PullSettings(
+            endpoints=plain,
+            ack_endpoints=acked,
+            options=dict(option) | ({"unit": nats_unit} if nats_unit else {}),
+            security=security,
+            **options,
+        )
         return await Puller(settings, Reporter("zmqpull", quiet=settings.quiet)).run()
 
     _run("zmqpull", main())

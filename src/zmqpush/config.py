@@ -49,7 +49,7 @@ def load(path: Path, known: Mapping[str, bool]) -> dict[str, Any]:
         parts = [value]
         if known[name] and isinstance(value, list):
             parts = value
-        elif name == "field" and isinstance(value, dict):
+        elif name in ("field", "option") and isinstance(value, dict):
             parts = list(value.values())
         if not all(isinstance(part, str | int | float) for part in parts):
             raise ConfigError(f"{path}: {key} cannot be {value!r}")

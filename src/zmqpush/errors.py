@@ -16,7 +16,8 @@ Every exception of the package.
     │  ├─ StateBusyError     another process uses it                   exit 73
     │  └─ StateForeignError  it is of a later version                  exit 78
     └─ SinkError        the output cannot be written                   exit 74
-       └─ SinkClosedError   nobody reads the output any more: no failure
+       ├─ SinkClosedError   nobody reads the output any more: no failure
+       └─ SinkStalledError  it cannot be written now: tried again
 
 What ends a run is caught in ``cli.py``, which prints one line and exits with
 ``exit_code``. The numbers are those of ``sysexits.h``.
@@ -122,3 +123,7 @@ class SinkError(ZmqpushError):
 
 class SinkClosedError(SinkError):
     """The reader of the output has gone: a reason to end, not a failure."""
+
+
+class SinkStalledError(SinkError):
+    """The output takes nothing now: a reason to wait, not to end."""

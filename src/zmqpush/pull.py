@@ -3,10 +3,10 @@ The ``zmqpull`` program: receives, writes records, and acknowledges those that a
 
 ::
 
-    PullLink ─ RecordDecoder ───────────┬─ Sink ─ (sync) ─ State
-    RouterLink ─ Receiver ─ (arrivals) ─┘                    │
-         ▲                                                   │
-         └───────────────── acknowledgements ────────────────┘
+    PullLink ─ RecordDecoder ───────────┬─ Writer ─ Sink
+    RouterLink ─ Receiver ─ (arrivals) ─┘    │  └── State
+         ▲                                   │
+         └───────── acknowledgements ────────┘
 
 Plain records are written as they come. Arrivals wait in memory, bounded by the credit of
 their senders; whatever has come while the last ones were made safe is written, synced and
@@ -18,25 +18,22 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from zmqpush.acked_links import RouterLink
 from zmqpush.core.envelope import Payload
-from zmqpush.core.receiver import Arrival, Receiver
+from zmqpush.core.receiver import Arrival, Key, Receiver
 from zmqpush.core.records import RecordDecoder
 from zmqpush.descriptors import allow_many_descriptors
 from zmqpush.endings import Ending
 from zmqpush.errors import EXIT_IO, EXIT_LOSS, SinkClosedError, SinkError, StateError
 from zmqpush.faults import fault_point
-from zmqpush.guard import Guard
+from zmqpush.guard import ANONYMOUS, Guard
 from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
-from zmqpush.sink import MAX_OPEN, Sink
-from zmqpush.state import State
+from zmqpush.sinks import Batch
 from zmqpush.telemetry import Reporter
+from zmqpush.writer import Writer
 
 # What a byte that is not yet acknowledged costs: the allocator and the connections want
 # their share, too.
@@ -45,15 +42,9 @@ _MEMORY_PER_BYTE = 2
 _EXPIRY_INTERVAL = 5.0
 # How long senders may take for their goodbyes, in seconds.
 _GOODBYE_TIMEOUT = 1.0
+# What nobody wants acknowledged is synced so often, in seconds.
+_PLAIN_INTERVAL = 0.05
 _NO_LABELS: Mapping[str, str] = {}
-
-
-class _Part(NamedTuple):
-    """Records for one file."""
-
-    data: bytes | memoryview
-    records: int
-    labels: Mapping[str, str]
 
 
 class Puller:
@@ -65,7 +56,7 @@ class Puller:
         reporter: Where to say what happens.
 
     Raises:
-        SinkError: If the output cannot be opened.
+        ValueError: If there is no such sink.
         StateError: If the state cannot be used.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
@@ -76,33 +67,25 @@ class Puller:
         allow_many_descriptors()
         self._settings = settings
         self._reporter = reporter
-        self._state: State | None = None
-        if settings.state:
-            self._state = State(settings.state, reporter)
-            self._state.cut_back()
-        safe = bool(self._state or settings.ack_endpoints)
-        self._sink = Sink(settings.to, reporter, safe=safe)
+        self._writer = Writer(settings, reporter)
         plain, acked = settings.endpoints, settings.ack_endpoints
         self._guard = Guard(settings.security, plain.connect if plain else (), reporter)
         self._plain = PullLink(plain, self._guard, settings.memory) if plain else None
         self._acked = RouterLink(acked, self._guard, settings.memory) if acked else None
         self._decoder = RecordDecoder()
         self._receiver = Receiver(
-            self._state.floors() if self._state else {},
+            self._writer.floors,
             settings.memory // _MEMORY_PER_BYTE,
-            "sink" if settings.to == "-" else "disk",
+            self._writer.sink.durability,
             lambda: secrets.randbits(64) or 1,
             self._guard.admits_host,
         )
         self._arrivals: list[Arrival] = []
         self._work = asyncio.Event()  # there is something to write, sync or reopen
-        self._writing = asyncio.Lock()
         self._committing = asyncio.Lock()
-        self._background = ThreadPoolExecutor(1)  # syncs files, then the state, in order
-        self._reopen_due = False
+        self._commit_timer: asyncio.TimerHandle | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._ended = False  # all is written and remembered
-        self._written = 0
-        self._plain_unwritten = 0
         self._until: float | None = None
         self._ending = Ending(settings.grace, self._stop)
 
@@ -115,11 +98,13 @@ class Puller:
 
         """
         self._ending.handle_signals(at_once=True, hangup=self._hang_up)
+        if not await self._open():
+            return 0
         for link, what in ((self._plain, "plain"), (self._acked, "acknowledged")):
             if link and link.has_open_port:
                 both = f" for {what} delivery" if self._plain and self._acked else ""
                 self._reporter.notice(f"listening at {link.address}{both}")
-        beside = asyncio.gather(self._sink.closed(), self._commit_all())
+        beside = asyncio.gather(self._watch_sink(), self._commit_all())
         done = False
         try:
             done = await self._ending.unless_given_up(self._receive_all(), beside=beside)
@@ -132,20 +117,38 @@ class Puller:
             self._tell_statistics()
         lost = 0
         if self._until is not None or not done:
-            lost = self._plain_unwritten + self._count_the_rest()
+            lost = self._writer.plain_unwritten + self._count_the_rest()
         if lost:
             self._reporter.warn(f"{lost} lost: they could not be written")
         if not done:
             return EXIT_IO
         return EXIT_LOSS if lost else 0
 
+    async def _open(self) -> bool:
+        """Open the sink; whether that was possible before a signal came."""
+
+        async def open_sink() -> None:
+            for held in sorted(await self._writer.open()):
+                self._receiver.hold(_key_of(held.stream), held.first, held.records)
+
+        self._opening = asyncio.create_task(open_sink())
+        await asyncio.wait({self._opening})
+        opening, self._opening = self._opening, None
+        if opening.cancelled():
+            return False
+        opening.result()
+        return True
+
+    async def _watch_sink(self) -> None:
+        await self._writer.sink.gone()
+        await asyncio.Event().wait()
+
     async def _receive_all(self) -> None:
         await asyncio.gather(self._receive_plain(), self._receive_acked())
         await self._commit()
         async with self._committing:
             self._ended = True
-            if self._state:
-                await self._in_background(self._state.close)
+            await self._writer.close()
         if self._acked:
             fault_point("all-acknowledged")
             with contextlib.suppress(TimeoutError):
@@ -165,20 +168,17 @@ class Puller:
             await asyncio.sleep(0)  # the time limit gets a turn, however much they send
         await link.close()
 
-    async def _in_background(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._background, work)
-
     @property
     def _enough(self) -> bool:
         wanted = self._settings.count
-        return wanted is not None and self._written >= wanted
+        return wanted is not None and self._writer.given >= wanted
 
     # What comes from PUSH sockets.
 
     async def _receive_plain(self) -> None:
         wanted = self._settings.count
         while self._plain and not self._enough:
-            left = None if wanted is None else wanted - self._written
+            left = None if wanted is None else wanted - self._writer.given
             if frames := self._plain.receive(left):
                 await self._write_plain(self._decoder.decode(frames, left))
             elif self._until is None:
@@ -190,19 +190,19 @@ class Puller:
         self._wake()
 
     async def _write_plain(self, payload: Payload) -> None:
-        self._plain_unwritten = payload.records
-        parts = [_Part(payload.data, payload.records, _NO_LABELS)]
-        if self._sink.labelled:
-            parts = _by_labels(payload)
-        async with self._writing:
-            before = self._written
-            try:
-                await self._write(parts)
-            finally:
-                self._plain_unwritten -= self._written - before
-        if self._state or self._sink.varies:
-            self._work.set()
+        sink = self._writer.sink
+        batches = [Batch(payload.data, payload.records, _NO_LABELS)]
+        if sink.labelled:
+            batches = _by_labels(payload)
+        await self._writer.write(batches)
+        if sink.buffers and not self._commit_timer:
+            loop = asyncio.get_running_loop()
+            self._commit_timer = loop.call_later(_PLAIN_INTERVAL, self._commit_plain)
         await asyncio.sleep(0)  # signals get a turn, however fast the senders are
+
+    def _commit_plain(self) -> None:
+        self._commit_timer = None
+        self._work.set()
 
     def _count_the_rest(self) -> int:
         decoder = RecordDecoder()
@@ -243,20 +243,6 @@ class Puller:
 
     # Both.
 
-    async def _write(self, parts: Sequence[_Part]) -> None:
-        for at in range(0, len(parts), MAX_OPEN):
-            some = parts[at : at + MAX_OPEN]
-            paths = [self._sink.path(part.labels) for part in some]
-            opened = self._sink.open(paths)
-            if opened and self._state:
-                # Before anything is written to it, so that it can be cut off again.
-                await self._in_background(partial(self._state.commit, lengths=opened))
-            for path, part in zip(paths, some, strict=True):
-                try:
-                    await self._sink.write(path, part.data)
-                finally:
-                    self._written += part.records - self._sink.unwritten
-
     async def _commit_all(self) -> None:
         while True:
             await self._work.wait()
@@ -270,41 +256,21 @@ class Puller:
         async with self._committing:
             if self._ended:
                 return
-            async with self._writing:
-                arrivals, self._arrivals = self._arrivals, []
-                forgotten = self._receiver.take_forgotten()
-                moved = self._receiver.take_accepted()
-                await self._write(
-                    [_Part(a.block.payload, a.block.records, a.labels) for a in arrivals]
-                )
-                fault_point("written")
-                dirty, synced = self._sink.take_dirty()
-
-            def make_safe() -> None:
-                for file in dirty:
-                    file.sync()
-                fault_point("files-synced")
-                if self._state:
-                    lengths = [file.length for file in dirty] + synced
-                    self._state.commit(moved=moved, lengths=lengths, forgotten=forgotten)
-
-            if dirty or synced or ((moved or forgotten) and self._state):
-                await self._in_background(make_safe)
+            arrivals, self._arrivals = self._arrivals, []
+            forgotten = self._receiver.take_forgotten()
+            begun = self._receiver.take_begun()
+            moved = self._receiver.take_accepted()
+            batches = [
+                Batch(block.payload, block.records, labels, _stream_name(key), block.first)
+                for key, labels, block in arrivals
+            ]
+            await self._writer.write(batches, begun=begun)
+            fault_point("written")
+            await self._writer.commit(moved, forgotten)
             self._receiver.committed(moved)
             if self._acked:
                 self._reply()
                 fault_point("acknowledged")
-            await self._tidy()
-
-    async def _tidy(self) -> None:
-        if self._writing.locked():
-            return  # the next time
-        if self._reopen_due:
-            self._reopen_due = False
-            self._sink.reopen()
-        closed = self._sink.take_closed()
-        if closed and self._state:
-            await self._in_background(partial(self._state.commit, closed=closed))
 
     def _wake(self) -> None:
         for link in (self._plain, self._acked):
@@ -312,11 +278,13 @@ class Puller:
                 link.wake()
 
     def _stop(self) -> None:
+        if self._opening:
+            self._opening.cancel()
         self._until = time.monotonic() + self._settings.grace / 2
         self._wake()
 
     def _hang_up(self) -> None:
-        self._reopen_due = True
+        self._writer.rotate()
         self._guard.reload()
         self._receiver.review()
         self._work.set()
@@ -327,24 +295,35 @@ class Puller:
         refused = counters.malformed + counters.resets
         numbers = {
             "of them were no JSON object": self._decoder.foreign,
+            "were refused by the sink": self._writer.rejected,
             "came twice": counters.duplicates,
             "were skipped by their senders": counters.skipped,
             "were acknowledged by another receiver or an older state": counters.missing,
             "frames were refused": refused + (self._acked.malformed if self._acked else 0),
         }
         told = [f", {number} {what}" for what, number in numbers.items() if number]
-        self._reporter.notice(f"{self._written} records written" + "".join(told))
+        self._reporter.notice(f"{self._writer.written} records written" + "".join(told))
 
 
-def _by_labels(payload: Payload) -> list[_Part]:
-    """Cut a payload into parts of the same type and host."""
+def _stream_name(key: Key) -> str:
+    principal, stream = key
+    return stream if principal == ANONYMOUS else f"{principal}/{stream}"
+
+
+def _key_of(name: str) -> Key:
+    principal, _, stream = name.rpartition("/")
+    return principal or ANONYMOUS, stream
+
+
+def _by_labels(payload: Payload) -> list[Batch]:
+    """Cut a payload into batches of the same type and host."""
     by_labels: dict[tuple[str, str], list[bytes]] = {}
     for record in payload.data.split(b"\n")[:-1]:
         values = json.loads(record)
         key = (_label(values, "type"), _label(values, "host"))
         by_labels.setdefault(key, []).append(record)
     return [
-        _Part(b"\n".join([*records, b""]), len(records), {"type": kind, "host": host})
+        Batch(b"\n".join([*records, b""]), len(records), {"type": kind, "host": host})
         for (kind, host), records in by_labels.items()
     ]
 

@@ -18,12 +18,8 @@ DEFAULT_ENDPOINT = "tcp://127.0.0.1:5014"
 DEFAULT_ACK_ENDPOINT = "tcp://127.0.0.1:5015"
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|[\w.-]+):(?P<port>[0-9]{1,5}|\*)")
-TEMPLATE_FIELD = re.compile(r"\{(\w*)\}")
 _LOCAL = re.compile(r"ipc://|tcp://(127\.[\d.]+|localhost|\[::1\]):")
 ALLOW_ANY = "any"
-_TEMPLATE_FIELDS = {"type", "host"}
-_TIME_CODE = re.compile(r"%(.?)", re.DOTALL)
-_TIME_CODES = "YmdHMSjyabABeuwUWVGFTRsZzp%"
 _IPC = re.compile(r"ipc://.{1,107}")
 
 
@@ -49,23 +45,6 @@ def bad_endpoint(endpoint: str, *, bind: bool) -> ValueError:
     """Return the error that says so and shows a good endpoint."""
     example = "tcp://*:5014" if bind else "tcp://collector.example.com:5014"
     return ValueError(f"{endpoint!r} is not an endpoint; a good one is {example} or ipc:///run/x")
-
-
-def check_template(template: str) -> str:
-    """
-    Return ``template`` if file names can be made of it.
-
-    Raises:
-        ValueError: If they cannot.
-
-    """
-    names = TEMPLATE_FIELD.findall(template)
-    braces = TEMPLATE_FIELD.sub("", template)
-    codes = [code for code in _TIME_CODE.findall(template) if not code or code not in _TIME_CODES]
-    if not set(names) <= _TEMPLATE_FIELDS or "{" in braces or "}" in braces or codes:
-        good = "/var/log/all/{host}/{type}-%Y%m%d.ndjson"
-        raise ValueError(f"{template!r} is not a template for file names; a good one is {good}")
-    return template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +219,13 @@ class PushSettings:
             raise ValueError("--confirm fsync and --sync off exclude each other")
 
 
+class NatsUnit(StrEnum):
+    """What a message of NATS carries."""
+
+    RECORD = "record"
+    BLOCK = "block"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullSettings:
     """
@@ -255,6 +241,8 @@ class PullSettings:
     endpoints: Endpoints | None
     ack_endpoints: Endpoints | None = None
     to: str = "-"
+    options: Mapping[str, str] = field(default_factory=dict)
+    dead_letters: Path | None = None
     state: Path | None = None
     memory: int = 256 << 20
     count: int | None = None

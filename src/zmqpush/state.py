@@ -1,9 +1,9 @@
 """
 What a receiver remembers, in one SQLite database.
 
-That is the ack floor of each stream, and how much of each open file is committed. Both
-change in one transaction. So a start can cut every file back to what the floors say
-it holds, and records that come again after a crash are in it once.
+That is the ack floor of each stream, and the marks of the sink: how much of each open file is
+committed, say. Both change in one transaction. So a start can bring both together, and records
+that come again after a crash are in the sink once.
 """
 
 import contextlib
@@ -17,17 +17,25 @@ from pathlib import Path
 from zmqpush.core.receiver import Floor, Key, Progress
 from zmqpush.errors import StateBusyError, StateError, StateForeignError
 from zmqpush.faults import fault_point
-from zmqpush.sink import Length
+from zmqpush.sinks import Marks
 from zmqpush.telemetry import Reporter
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE streams (
     principal TEXT, stream TEXT, acked INTEGER, run TEXT, seen INTEGER,
     PRIMARY KEY (principal, stream)
 ) WITHOUT ROWID;
-CREATE TABLE files (path TEXT PRIMARY KEY, inode INTEGER, length INTEGER) WITHOUT ROWID;
+CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
+# From the version before to each.
+_MIGRATIONS = {
+    2: """
+CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+INSERT INTO marks SELECT path, inode || ' ' || length FROM files;
+DROP TABLE files;
+"""
+}
 # A stream that has not moved for so long is forgotten, in seconds.
 _EXPIRY = 30 * 86400.0
 # A full disk is tried again so often, in seconds.
@@ -40,7 +48,7 @@ class State:
 
     Args:
         directory: Where it lies; made if there is none.
-        reporter: Where to tell of what is cut off, and of a full disk.
+        reporter: Where to tell of a full disk.
 
     Raises:
         StateBusyError: If another process uses it.
@@ -93,6 +101,9 @@ class State:
         if not version:
             self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT")
             fault_point("state-made")
+        elif version < _VERSION:
+            steps = "".join(_MIGRATIONS[step] for step in range(version + 1, _VERSION + 1))
+            self._db.executescript(f"BEGIN;{steps}PRAGMA user_version={_VERSION};COMMIT")
         with self._transaction():
             self._db.execute("DELETE FROM streams WHERE seen < ?", (time.time() - _EXPIRY,))
 
@@ -104,40 +115,16 @@ class State:
                 (principal, stream): Floor(acked, run) for principal, stream, acked, run in rows
             }
 
-    def cut_back(self) -> None:
-        """
-        Cut every file back to what was committed when the last process ended.
-
-        Raises:
-            StateError: If that fails.
-
-        """
+    def marks(self) -> Marks:
+        """Return what sinks want to be remembered."""
         with self._telling():
-            for path, inode, length in self._db.execute("SELECT path, inode, length FROM files"):
-                if found := _find(path, inode):
-                    self._cut(found, length)
-            fault_point("cut-back")
-            with self._transaction():
-                self._db.execute("DELETE FROM files")
-            fault_point("files-forgotten")
-
-    def _cut(self, path: str, length: int) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            excess = os.fstat(fd).st_size - length
-            if excess > 0:
-                os.ftruncate(fd, length)
-                os.fsync(fd)
-                self._reporter.notice(f"cut off {excess} bytes of {path}: they were not committed")
-        finally:
-            os.close(fd)
+            return dict(self._db.execute("SELECT name, value FROM marks"))
 
     def commit(
         self,
         *,
         moved: Iterable[Progress] = (),
-        lengths: Iterable[Length] = (),
-        closed: Iterable[str] = (),
+        marks: Marks,
         forgotten: Iterable[Key] = (),
     ) -> None:
         """
@@ -145,8 +132,7 @@ class State:
 
         Args:
             moved: How far streams have moved.
-            lengths: How long open files are.
-            closed: Paths of files that are closed, and hold only what was committed.
+            marks: What sinks want to be remembered, or forgotten.
             forgotten: Streams that have ended; one that has moved since has begun anew.
 
         Raises:
@@ -155,12 +141,14 @@ class State:
         """
         now = int(time.time())
         streams = [(*progress.key, *progress.floor, now) for progress in moved]
+        gone = [(name,) for name, value in marks.items() if value is None]
+        kept = [(name, value) for name, value in marks.items() if value is not None]
         told = False
         while True:
             try:
                 with self._transaction():
-                    self._db.executemany("DELETE FROM files WHERE path = ?", [(p,) for p in closed])
-                    self._db.executemany("REPLACE INTO files VALUES (?, ?, ?)", lengths)
+                    self._db.executemany("DELETE FROM marks WHERE name = ?", gone)
+                    self._db.executemany("REPLACE INTO marks VALUES (?, ?)", kept)
                     self._db.executemany(
                         "DELETE FROM streams WHERE principal = ? AND stream = ?", forgotten
                     )
@@ -177,29 +165,11 @@ class State:
 
     def close(self) -> None:
         """
-        Note that all files hold only what was committed, so that none is cut back.
+        End.
 
         Raises:
             StateError: If that fails.
 
         """
         with self._telling():
-            self._db.execute("DELETE FROM files")
             self._db.close()
-
-
-def _find(path: str, inode: int) -> str | None:
-    """
-    Return where the file is now: somebody may have renamed it within its directory.
-
-    To a name that begins alike, as after a rotation: another file may have got its inode.
-    """
-    with contextlib.suppress(OSError):
-        if os.stat(path).st_ino == inode:
-            return path
-    stem = os.path.basename(path).partition(".")[0]
-    with contextlib.suppress(OSError), os.scandir(os.path.dirname(path) or ".") as entries:
-        for entry in entries:
-            if entry.inode() == inode and entry.name.startswith(stem):
-                return entry.path
-    return None

@@ -62,3 +62,11 @@ def read_field(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise ValueError(f"{text!r} is not a field; a good one is environment=production")
     return key, value
+
+
+def read_option(text: str) -> tuple[str, str]:
+    """Return the name and the value of ``NAME=VALUE``; the text may be secret."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError("an option is NAME=VALUE; a good one is security.protocol=ssl")
+    return name, value

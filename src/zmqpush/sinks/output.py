@@ -1,6 +1,5 @@
 """One file that records are written to, or standard output."""
 
-import asyncio
 import errno
 import os
 import socket
@@ -8,35 +7,28 @@ import stat
 from collections.abc import Callable
 
 from zmqpush.descriptors import Readiness, open_again
-from zmqpush.errors import SinkClosedError, SinkError
+from zmqpush.errors import SinkClosedError, SinkError, SinkStalledError
 from zmqpush.faults import fault_point
-from zmqpush.telemetry import Reporter
 
 # A pipe that is ready has room for so many bytes.
 _PIPE_BUF = 4096
-# How long to wait before a full disk is tried again, in seconds.
-_FULL_DELAY = 1.0
 
 
 class Output:
     """
-    Writes bytes, in order, and waits while there is no room.
-
-    A full disk is waited for: nothing is lost, and nothing is written twice.
+    Writes bytes, in order, and waits while there is no room in a pipe.
 
     Args:
         to: ``-`` for standard output, or the path of a file to append to.
-        reporter: Where to tell of a full disk.
 
     Raises:
         SinkError: If the file cannot be opened.
 
     """
 
-    def __init__(self, to: str, reporter: Reporter) -> None:
+    def __init__(self, to: str) -> None:
         self._to = to
         self._name = "standard output" if to == "-" else to
-        self._reporter = reporter
         self._fd = 1
         self._write: Callable[[memoryview], int]
         self._wait_first = self._watched = False
@@ -82,20 +74,28 @@ class Output:
         """Whether what is written can be synced and cut off."""
         return self._to != "-" and stat.S_ISREG(os.fstat(self._fd).st_mode)
 
-    def reopen(self) -> bool:
+    def reopen(self) -> None:
         """
-        Open a regular file anew, as after its rotation; whether that was done.
+        Open a regular file anew, as after its rotation.
 
-        If it cannot be opened, the old one stays.
+        Raises:
+            SinkError: If it cannot be opened; the old one stays.
+
         """
-        if not self.is_regular:
-            return False
+        self._open()
+
+    def sync(self) -> None:
+        """
+        Put what is written on the disk.
+
+        Raises:
+            SinkError: If that fails.
+
+        """
         try:
-            self._open()
-        except SinkError as exc:
-            self._reporter.warn(f"{exc}: still writing to the old file")
-            return False
-        return True
+            os.fsync(self._fd)
+        except OSError as exc:
+            raise SinkError(f"cannot write to {self._name}: {exc.strerror}") from exc
 
     def close(self) -> None:
         """Close the file."""
@@ -116,16 +116,15 @@ class Output:
 
     async def write(self, data: bytes | memoryview) -> None:
         """
-        Write all of ``data``.
+        Write all of ``data``; after a stall, the rest of it.
 
         Raises:
             SinkClosedError: If the reader of the output has gone.
-            SinkError: If the output cannot be written, for another reason than a full
-                disk.
+            SinkStalledError: If the disk is full.
+            SinkError: If the output cannot be written for another reason.
 
         """
-        self._rest = memoryview(data)
-        full = False
+        self._rest = self._rest or memoryview(data)
         while self._rest:
             try:
                 if self._wait_first:
@@ -137,14 +136,9 @@ class Output:
             except OSError as exc:
                 if exc.errno in (errno.EPIPE, errno.ECONNRESET):
                     raise SinkClosedError(f"nobody reads {self._name}") from exc
-                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise SinkError(f"cannot write to {self._name}: {exc.strerror}") from exc
-                if not full:
-                    full = True
-                    self._reporter.warn(f"cannot write to {self._name}: {exc.strerror}: waiting")
-                await asyncio.sleep(_FULL_DELAY)
-        if full:
-            self._reporter.notice(f"writing to {self._name} again")
+                if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise SinkStalledError(f"{self._name}: {exc.strerror}") from exc
+                raise SinkError(f"cannot write to {self._name}: {exc.strerror}") from exc
 
     async def closed(self) -> None:
         """
@@ -154,8 +148,7 @@ class Output:
             SinkClosedError: When it does.
 
         """
-        if not self._watched:
-            await asyncio.Event().wait()
-        # The writing end of a pipe is "readable" only when its reader has gone.
-        await Readiness(self._fd).wait()
-        raise SinkClosedError(f"nobody reads {self._name}")
+        if self._watched:
+            # The writing end of a pipe is "readable" only when its reader has gone.
+            await Readiness(self._fd).wait()
+            raise SinkClosedError(f"nobody reads {self._name}")

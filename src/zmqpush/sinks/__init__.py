@@ -1,0 +1,186 @@
+"""
+Where ``zmqpull`` puts records: the contract of every sink.
+
+A sink only knows its engine. What all of them need is done for them in ``writer.py``: waiting
+and trying again, dead letters, statistics, and what is remembered across a death.
+
+``--to SCHEME://…`` is a sink that a package has named among its entry points, in the group
+``zmqpush.sinks``; everything else is files. An entry point is called as
+``factory(to, context)`` and returns a :class:`Sink`; it raises ValueError for what it cannot
+understand, and neither connects nor blocks.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import NamedTuple, Protocol
+
+from zmqpush.telemetry import Reporter
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+
+# What a sink wants to be told again when it is opened after a death: values by name. None
+# forgets a name. They change together with what is remembered as acknowledged, or not at all.
+Marks = Mapping[str, str | None]
+
+
+class Batch(NamedTuple):
+    """
+    Records of one sender, in order.
+
+    Attributes:
+        payload: The records, each followed by a newline.
+        records: How many they are.
+        labels: The ``type`` and ``host`` of the sender, as far as they are known.
+        stream: Whose records they are, the same for ever; empty if the sender wants no
+            acknowledgements.
+        first: The sequence number of the first; the others follow it without a gap.
+
+    """
+
+    payload: bytes | memoryview
+    records: int
+    labels: Mapping[str, str]
+    stream: str = ""
+    first: int = 0
+
+
+class Rejection(NamedTuple):
+    """A record that will never be taken, without its newline, and why."""
+
+    record: bytes
+    reason: str
+    stream: str = ""
+    seq: int = 0
+
+
+class Synced(NamedTuple):
+    """What has become of the batches that were written: they are safe, but for some."""
+
+    marks: Marks
+    rejected: Sequence[Rejection] = ()
+
+
+class Held(NamedTuple):
+    """Records of a stream that are in the sink."""
+
+    stream: str
+    first: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """
+    What a sink gets from ``zmqpull``.
+
+    Attributes:
+        reporter: Where to say what a user should know; never for each record.
+        remember: Makes marks durable at once, before anything else is written.
+        safe: Whether somebody relies on what is synced: otherwise only order counts.
+        options: What ``-X`` says.
+
+    """
+
+    reporter: Reporter
+    remember: Callable[[Marks], Awaitable[None]]
+    safe: bool = True
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+class Sink(Protocol):
+    """
+    A place for records.
+
+    Every method may raise:
+
+    - ``SinkStalledError``: not now. The same call is made again, with the same arguments,
+      after a while; it must go on where it was.
+    - ``SinkError``: never again. The program ends, and senders keep what is not acknowledged.
+
+    Attributes:
+        name: What to call it in a message; no secrets.
+        durability: What an acknowledgement means, as in ``docs/protocol.md``.
+        labelled: Whether the labels of a batch matter. If not, records of many senders that
+            want no acknowledgements are one batch.
+        buffers: Whether records may be unwritten, rejected or forgotten after
+            :meth:`write`, also those that nobody wants acknowledged.
+        unwritten: How many records of those given to :meth:`write` are not in the sink; they
+            are the last ones.
+
+    """
+
+    name: str
+    durability: str = "engine"
+    labelled: bool = False
+    buffers: bool = True
+    unwritten: int = 0
+
+    async def open(self, marks: Marks) -> Sequence[Held]:
+        """
+        Begin.
+
+        Args:
+            marks: What is remembered; those of other sinks may be among them.
+
+        Returns:
+            What is in the sink and may not be remembered: it was written shortly before a
+            death. The senders of such records are not asked for them again.
+
+        """
+        ...
+
+    async def write(self, batches: Sequence[Batch]) -> None:
+        """Take records, in order; when this returns they may still be on their way."""
+        ...
+
+    async def sync(self) -> Synced:
+        """
+        Make safe what was written before this call.
+
+        While it waits, :meth:`write` may be called.
+        """
+        ...
+
+    async def close(self) -> Marks:
+        """End, when all is safe; return what is to be remembered of that."""
+        ...
+
+    def rotate(self) -> None:
+        """Take note of SIGHUP: all that somebody relies on is safe and remembered now."""
+
+    async def gone(self) -> None:
+        """
+        Return, or raise SinkClosedError, as soon as nobody wants records any more.
+
+        That may be never: this default returns at once, and means it.
+        """
+
+
+def make_sink(to: str, context: Context) -> Sink:
+    """
+    Return the sink that ``--to`` names.
+
+    Raises:
+        ValueError: If there is none, or if it does not understand ``to`` or an option.
+
+    """
+    match = _SCHEME.match(to)
+    if not match:
+        from zmqpush.sinks.files import FileSink
+
+        return FileSink(to, context)
+    found = {entry.name: entry for entry in entry_points(group="zmqpush.sinks")}
+    if match[1] not in found:
+        names = ", ".join(f"{name}://" for name in sorted(found))
+        raise ValueError(f"--to {match[1]}:// is none of {names}")
+    try:
+        factory = found[match[1]].load()
+    except ImportError as exc:
+        raise ValueError(
+            f"--to {match[1]}:// needs the Python package {exc.name}: "
+            f"pip install 'zmqpush[{match[1]}]'"
+        ) from exc
+    sink: Sink = factory(to, context)
+    return sink

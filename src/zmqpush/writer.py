@@ -1,0 +1,246 @@
+"""
+What every sink needs around it: a memory, patience, a place for dead letters, statistics.
+
+What is acknowledged and the sink's marks are remembered in one transaction, when the sink has
+made safe what they are about.
+"""
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from zmqpush.core.receiver import Floor, Key, Progress
+from zmqpush.errors import SinkStalledError
+from zmqpush.faults import fault_point
+from zmqpush.settings import PullSettings
+from zmqpush.sinks import Batch, Context, Held, Marks, Rejection, Synced, make_sink
+from zmqpush.sinks.output import Output
+from zmqpush.state import State
+from zmqpush.telemetry import Reporter
+
+# A sink that stalls is tried again after so long, then after twice as long and so on, in
+# seconds.
+_FIRST_DELAY, _MAX_DELAY = 0.1, 2.0
+
+_T = TypeVar("_T")
+
+
+class Writer:
+    """
+    Writes batches to a sink, and makes them safe.
+
+    Args:
+        settings: Which sink, and where to remember what it holds.
+        reporter: Where to say what happens.
+
+    Attributes:
+        sink: The sink.
+        given: How many records it was given.
+        rejected: How many of them it refused for good.
+
+    Raises:
+        ValueError: If there is no such sink.
+        StateError: If the state cannot be used.
+
+    """
+
+    def __init__(self, settings: PullSettings, reporter: Reporter) -> None:
+        self._reporter = reporter
+        context = Context(
+            reporter=reporter,
+            remember=lambda marks: self._remember(marks=marks),
+            safe=bool(settings.state or settings.ack_endpoints),
+            options=settings.options,
+        )
+        self.sink = make_sink(settings.to, context)
+        self._state = State(settings.state, reporter) if settings.state else None
+        self._dead_letters = settings.dead_letters
+        if settings.state and not self._dead_letters:
+            self._dead_letters = settings.state / "dead-letters.ndjson"
+        self._background = ThreadPoolExecutor(1)  # changes the state, in order
+        self._writing = asyncio.Lock()
+        self._rotation_due = False
+        self._stalled_since: float | None = None
+        self._plain_waiting = 0  # records for their turn
+        self._recent: deque[tuple[int, bool]] = deque()  # records, and whether they are plain
+        self.given = 0
+        self.rejected = 0
+
+    @property
+    def floors(self) -> Mapping[Key, Floor]:
+        """What is remembered of each stream."""
+        return self._state.floors() if self._state else {}
+
+    @property
+    def written(self) -> int:
+        """How many records are in the sink."""
+        return self.given - self.sink.unwritten - self.rejected
+
+    @property
+    def plain_unwritten(self) -> int:
+        """How many records that nobody else has are not in the sink."""
+        left, plain = self.sink.unwritten, self._plain_waiting
+        for records, is_plain in reversed(self._recent):
+            plain += min(left, records) if is_plain else 0
+            left -= min(left, records)
+        return plain
+
+    async def open(self) -> Sequence[Held]:
+        """
+        Open the sink; return what it holds beyond what is remembered.
+
+        Raises:
+            SinkError: If that is impossible.
+
+        """
+        marks = self._state.marks() if self._state else {}
+        return await self._when_possible(partial(self.sink.open, marks))
+
+    async def write(self, batches: Sequence[Batch], *, begun: Iterable[Progress] = ()) -> None:
+        """
+        Write records, when that is possible.
+
+        Args:
+            batches: The records.
+            begun: Streams whose first records these are, of this session.
+
+        Raises:
+            SinkError: If they cannot be written.
+
+        """
+        records = sum(batch.records for batch in batches)
+        plain = records if batches and not batches[0].stream else 0
+        self._plain_waiting += plain
+        async with self._writing:
+            self._plain_waiting -= plain
+            if begun:
+                # Before anything of them is in the sink, so that what is found there after a
+                # death can be added.
+                await self._remember(moved=begun)
+            self._recent.append((records, bool(plain)))
+            self.given += records
+            await self._when_possible(partial(self.sink.write, batches))
+            left = self.sink.unwritten
+            while self._recent and sum(records for records, _ in self._recent) > left:
+                self._recent.popleft()
+
+    async def commit(self, moved: Sequence[Progress], forgotten: Sequence[Key]) -> None:
+        """
+        Make safe what was written before, and remember it.
+
+        Args:
+            moved: How far streams have moved.
+            forgotten: Streams that have ended.
+
+        Raises:
+            SinkError: If it cannot be made safe.
+            StateError: If it cannot be remembered.
+
+        """
+        synced = await self._when_possible(self._sync)
+        if synced.rejected:
+            await self._bury(synced.rejected)
+        if moved or forgotten or synced.marks:
+            await self._remember(moved=moved, marks=synced.marks, forgotten=forgotten)
+        if self._rotation_due and not self._writing.locked():
+            self._rotation_due = False
+            self.sink.rotate()
+
+    async def _sync(self) -> Synced:
+        async with self._writing:
+            syncing = asyncio.create_task(self.sink.sync())
+            await asyncio.sleep(0)  # it has looked what was written
+        return await syncing
+
+    async def _bury(self, rejected: Sequence[Rejection]) -> None:
+        """Write down what the sink refuses; without a place for it, wait for the end."""
+        self.rejected += len(rejected)
+        first = rejected[0]
+        what = f"{self.sink.name} refuses {len(rejected)} records ({first.reason})"
+        if self._dead_letters is None:
+            self._reporter.warn(f"{what}: waiting; --dead-letters FILE lets the others pass")
+            await asyncio.Event().wait()
+        self._reporter.warn(f"{what}: they are in {self._dead_letters}")
+        output = Output(str(self._dead_letters))
+        try:
+            lines = b"".join(_dead_letter(rejection, self.sink.name) for rejection in rejected)
+            await self._when_possible(partial(output.write, lines))
+            await asyncio.get_running_loop().run_in_executor(None, output.sync)
+        finally:
+            output.close()
+        fault_point("buried")
+
+    def rotate(self) -> None:
+        """Open files anew at the next commit."""
+        self._rotation_due = True
+
+    async def close(self) -> None:
+        """
+        End, when all is safe.
+
+        Raises:
+            SinkError: If the sink cannot be closed.
+            StateError: If the state cannot be written.
+
+        """
+        marks = await self._when_possible(self.sink.close)
+        await self._remember(marks=marks)
+        if self._state:
+            await self._in_background(self._state.close)
+
+    async def _remember(
+        self,
+        *,
+        moved: Iterable[Progress] = (),
+        marks: Marks | None = None,
+        forgotten: Iterable[Key] = (),
+    ) -> None:
+        if self._state:
+            commit = partial(
+                self._state.commit, moved=moved, marks=dict(marks or {}), forgotten=forgotten
+            )
+            await self._in_background(commit)
+
+    async def _in_background(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._background, work)
+
+    async def _when_possible(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Do something again and again until the sink does not stall."""
+        delay = _FIRST_DELAY
+        told = ""
+        while True:
+            try:
+                result = await attempt()
+            except SinkStalledError as exc:
+                if self._stalled_since is None:
+                    self._stalled_since = time.monotonic()
+                if str(exc) != told:
+                    told = str(exc)
+                    self._reporter.warn(f"cannot write to {told}: waiting")
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _MAX_DELAY)
+            else:
+                if told and self._stalled_since is not None:
+                    seconds = time.monotonic() - self._stalled_since
+                    self._stalled_since = None
+                    self._reporter.notice(
+                        f"writing to {self.sink.name} again (after {seconds:.1f} s)"
+                    )
+                return result
+
+
+def _dead_letter(rejection: Rejection, sink: str) -> bytes:
+    values = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sink": sink,
+        "reason": rejection.reason,
+        "stream": rejection.stream,
+        "seq": rejection.seq,
+        "record": rejection.record.decode("utf-8", "surrogateescape"),
+    }
+    return json.dumps(values).encode() + b"\n"
