@@ -64,6 +64,7 @@ class Writer:
             self._dead_letters = settings.state / "dead-letters.ndjson"
         self._background = ThreadPoolExecutor(1)  # changes the state, in order
         self._writing = asyncio.Lock()
+        self._unsynced = False  # something was written since the last sync
         self._rotation_due = False
         self._stalled_since: float | None = None
         self._plain_waiting = 0  # records for their turn
@@ -124,6 +125,7 @@ class Writer:
                 await self._remember(moved=begun)
             self._recent.append((records, bool(plain)))
             self.given += records
+            self._unsynced = self._unsynced or records > 0
             await self._when_possible(partial(self.sink.write, batches))
             left = self.sink.unwritten
             while self._recent and sum(records for records, _ in self._recent) > left:
@@ -142,11 +144,14 @@ class Writer:
             StateError: If it cannot be remembered.
 
         """
-        synced = await self._when_possible(self._sync)
-        if synced.rejected:
-            await self._bury(synced.rejected)
-        if moved or forgotten or synced.marks:
-            await self._remember(moved=moved, marks=synced.marks, forgotten=forgotten)
+        marks: Marks = {}
+        if self._unsynced:
+            self._unsynced = False
+            marks, rejected = await self._when_possible(self._sync)
+            if rejected:
+                await self._bury(rejected)
+        if moved or forgotten or marks:
+            await self._remember(moved=moved, marks=marks, forgotten=forgotten)
         if self._rotation_due and not self._writing.locked():
             self._rotation_due = False
             self.sink.rotate()

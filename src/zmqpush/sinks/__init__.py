@@ -137,7 +137,7 @@ class Sink(Protocol):
 
     async def sync(self) -> Synced:
         """
-        Make safe what was written before this call.
+        Make safe what was written before this call, and there is something.
 
         While it waits, :meth:`write` may be called.
         """
