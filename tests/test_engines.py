@@ -77,7 +77,7 @@ def test_what_a_killed_nats_server_has_acknowledged_is_there_again_at_the_same_p
     publish(server, 10)
     url = server.url
     server.kill()
-    with pytest.raises(Exception, match=r"no servers|refused|1111"):
+    with pytest.raises(Exception, match="no servers"):
         server.messages("S")
     server.start()
     server.stop()
@@ -130,19 +130,21 @@ def test_a_nats_server_lets_in_its_users_alone_and_lets_them_do_what_they_may(
             await jetstream.publish("logs.1", b"forbidden", timeout=0.5)
 
     server.do(publish_both, **user)
-    with pytest.raises(Exception, match="Authorization"):
+    assert "authentication error" not in server.log
+    with pytest.raises(Exception, match="no servers"):
         server.do(publish_both, **user | {"password": "wrong"})
 
+    assert "authentication error" in server.log
     assert [message.data for message in server.messages("S")] == [b"allowed"]
 
 
 @needs_nats
 def test_a_nats_server_refuses_more_than_its_max_payload(nats_server: StartsNats) -> None:
-    server = nats_server(max_payload=100)
+    server = nats_server(max_payload=1000)
     server.add_stream("S", ["logs.>"])
-    server.do(lambda jetstream: jetstream.publish("logs.0", bytes(100)))
+    server.do(lambda jetstream: jetstream.publish("logs.0", bytes(1000)))
     with pytest.raises(Exception, match="maximum payload"):
-        server.do(lambda jetstream: jetstream.publish("logs.0", bytes(101)))
+        server.do(lambda jetstream: jetstream.publish("logs.0", bytes(1001)))
 
 
 @needs_nats
@@ -182,9 +184,7 @@ def test_a_topic_is_read_whole_and_byte_for_byte(mock_kafka: StartsKafka) -> Non
         Record(0, 0, None, [], None),
         Record(0, 1, b"", [], b""),
         *[Record(0, 2 + number, b"key", [], b"%d" % number) for number in range(5000)],
-        Record(
-            1, 0, bytes(range(256)), [("a,b", b"\xff\0=,\n"), ("none", None)], bytes(range(256))
-        ),
+        Record(1, 0, everything, [("a,b", b"\xff\0=,\n"), ("none", None)], everything),
     ]
     client = producer(kafka)
     for record in wanted:
