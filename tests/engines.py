@@ -69,6 +69,16 @@ def _free_port() -> int:
             return port
 
 
+def _pause(child: subprocess.Popen[bytes]) -> None:
+    """Stop a process, and return once each of its threads has stopped."""
+
+    def has_stopped(thread: Path) -> bool:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    child.send_signal(signal.SIGSTOP)
+    wait_until(lambda: all(map(has_stopped, Path(f"/proc/{child.pid}/task").iterdir())))
+
+
 # NATS.
 
 
@@ -168,7 +178,7 @@ class NatsServer:
     def pause(self) -> None:
         """Make it hang."""
         assert self._child
-        self._child.send_signal(signal.SIGSTOP)
+        _pause(self._child)
 
     def resume(self) -> None:
         """End a pause."""
@@ -188,7 +198,7 @@ class NatsServer:
             except Exception:
                 # nats-py leaves it open; its own close() hangs after a certificate it refuses.
                 if client._transport:
-                    client._transport.abort()
+                    client._transport.close()
                     await asyncio.sleep(0)
                 raise
             try:
@@ -501,7 +511,7 @@ class RealKafka:
 
     def pause(self) -> None:
         """Make it hang."""
-        self._child.send_signal(signal.SIGSTOP)
+        _pause(self._child)
 
     def resume(self) -> None:
         """End a pause."""
