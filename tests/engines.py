@@ -1,4 +1,4 @@
-"""Message brokers for tests: a real nats-server, and librdkafka's mock of a Kafka cluster."""
+"""Message brokers for tests: a real nats-server, a mock of a Kafka cluster, a real Kafka broker."""
 
 import asyncio
 import contextlib
