@@ -138,7 +138,6 @@ class NatsServer:
             settings["authorization"] = {"users": [ours, *users]}
             self._options |= ours
         store = {"store_dir": str(directory / "jetstream")} | (jetstream or {})
-        self._directory = directory
         self._config = directory / f"nats-{self.port}.conf"
         self._settings: dict[str, object] = {"listen": f"127.0.0.1:{self.port}"}
         self.configure(jetstream=store, **settings)
