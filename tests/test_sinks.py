@@ -244,7 +244,7 @@ def test_without_a_place_for_it_what_a_sink_refuses_is_not_acknowledged(shelf, e
     assert told.endswith(b"(poison): waiting; --dead-letters FILE lets the others pass\n")
 
 
-@pytest.mark.parametrize("point", ["shelved", "shelf-synced", "buried"])
+@pytest.mark.parametrize("point", ["shelved", "shelf-synced", "engine-buried"])
 def test_what_a_sink_holds_and_nobody_remembers_is_in_it_once(
     shelf, start, endpoint, tmp_path, point
 ):

@@ -178,7 +178,7 @@ class Writer:
             await asyncio.get_running_loop().run_in_executor(None, output.sync)
         finally:
             output.close()
-        fault_point("buried")
+        fault_point("engine-buried")
 
     def rotate(self) -> None:
         """Open files anew at the next commit."""
