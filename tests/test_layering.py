@@ -14,6 +14,7 @@ PURE = {
     "core.envelope",
     "core.frames",
     "core.framing",
+    "core.held",
     "core.holes",
     "core.lines",
     "core.receiver",

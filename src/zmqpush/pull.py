@@ -126,12 +126,7 @@ class Puller:
 
     async def _open(self) -> bool:
         """Open the sink; whether that was possible before a signal came."""
-
-        async def open_sink() -> None:
-            for held in sorted(await self._writer.open()):
-                self._receiver.hold(_key_of(held.stream), held.first, held.records)
-
-        self._opening = asyncio.create_task(open_sink())
+        self._opening = asyncio.create_task(self._writer.open())
         await asyncio.wait({self._opening})
         opening, self._opening = self._opening, None
         if opening.cancelled():
@@ -258,13 +253,12 @@ class Puller:
                 return
             arrivals, self._arrivals = self._arrivals, []
             forgotten = self._receiver.take_forgotten()
-            begun = self._receiver.take_begun()
             moved = self._receiver.take_accepted()
             batches = [
                 Batch(block.payload, block.records, labels, _stream_name(key), block.first)
                 for key, labels, block in arrivals
             ]
-            await self._writer.write(batches, begun=begun)
+            await self._writer.write(batches)
             fault_point("written")
             await self._writer.commit(moved, forgotten)
             self._receiver.committed(moved)
@@ -308,11 +302,6 @@ class Puller:
 def _stream_name(key: Key) -> str:
     principal, stream = key
     return stream if principal == ANONYMOUS else f"{principal}/{stream}"
-
-
-def _key_of(name: str) -> Key:
-    principal, _, stream = name.rpartition("/")
-    return principal or ANONYMOUS, stream
 
 
 def _by_labels(payload: Payload) -> list[Batch]:

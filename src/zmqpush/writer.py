@@ -9,16 +9,17 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from zmqpush.core.held import HeldRecords
 from zmqpush.core.receiver import Floor, Key, Progress
 from zmqpush.errors import SinkStalledError
 from zmqpush.faults import fault_point
 from zmqpush.settings import PullSettings
-from zmqpush.sinks import Batch, Context, Held, Marks, Rejection, Synced, make_sink
+from zmqpush.sinks import Batch, Context, Marks, Rejection, Synced, make_sink
 from zmqpush.sinks.output import Output
 from zmqpush.state import State
 from zmqpush.telemetry import Reporter
@@ -26,6 +27,8 @@ from zmqpush.telemetry import Reporter
 # A sink that stalls is tried again after so long, then after twice as long and so on, in
 # seconds.
 _FIRST_DELAY, _MAX_DELAY = 0.1, 2.0
+# The name of a mark that says which records of a stream are in the sink, and not acknowledged.
+_HELD = "held:"
 
 _T = TypeVar("_T")
 
@@ -64,6 +67,8 @@ class Writer:
             self._dead_letters = settings.state / "dead-letters.ndjson"
         self._background = ThreadPoolExecutor(1)  # changes the state, in order
         self._writing = asyncio.Lock()
+        self._held = HeldRecords()
+        self._no_longer_held: list[str] = []  # streams, since the last commit
         self._unsynced = False  # something was written since the last sync
         self._rotation_due = False
         self._stalled_since: float | None = None
@@ -91,38 +96,40 @@ class Writer:
             left -= min(left, records)
         return plain
 
-    async def open(self) -> Sequence[Held]:
+    async def open(self) -> None:
         """
-        Open the sink; return what it holds beyond what is remembered.
+        Open the sink.
 
         Raises:
             SinkError: If that is impossible.
 
         """
         marks = self._state.marks() if self._state else {}
-        return await self._when_possible(partial(self.sink.open, marks))
+        for held in await self._when_possible(partial(self.sink.open, marks)):
+            self._held.add(held.stream, held.first, held.records)
+        for name, text in marks.items():
+            if name.startswith(_HELD) and text:
+                self._held.add_text(name.removeprefix(_HELD), text)
+        if self._held:
+            # The sink's marks move on, and its tail is not read again.
+            texts = {_HELD + stream: self._held.to_text(stream) for stream in self._held.streams}
+            await self._remember(marks=texts)
 
-    async def write(self, batches: Sequence[Batch], *, begun: Iterable[Progress] = ()) -> None:
+    async def write(self, batches: Sequence[Batch]) -> None:
         """
-        Write records, when that is possible.
-
-        Args:
-            batches: The records.
-            begun: Streams whose first records these are, of this session.
+        Write records, but for those that are in the sink, when that is possible.
 
         Raises:
             SinkError: If they cannot be written.
 
         """
+        if self._held:
+            batches = [part for batch in batches for part in self._not_held(batch)]
         records = sum(batch.records for batch in batches)
         plain = records if batches and not batches[0].stream else 0
         self._plain_waiting += plain
         async with self._writing:
             self._plain_waiting -= plain
-            if begun:
-                # Before anything of them is in the sink, so that what is found there after a
-                # death can be added.
-                await self._remember(moved=begun)
             self._recent.append((records, bool(plain)))
             self.given += records
             self._unsynced = self._unsynced or records > 0
@@ -130,6 +137,20 @@ class Writer:
             left = self.sink.unwritten
             while self._recent and sum(records for records, _ in self._recent) > left:
                 self._recent.popleft()
+
+    def _not_held(self, batch: Batch) -> Iterator[Batch]:
+        stream = batch.stream
+        if stream not in self._held:
+            yield batch
+            return
+        missing = self._held.missing(stream, batch.first, batch.records)
+        if self._held.ends_by(stream, batch.first + batch.records - 1):
+            self._held.forget(stream)
+            self._no_longer_held.append(stream)
+        lines = bytes(batch.payload).split(b"\n") if missing else []
+        for first, records in missing:
+            payload = b"\n".join([*lines[first - batch.first :][:records], b""])
+            yield batch._replace(payload=payload, records=records, first=first)
 
     async def commit(self, moved: Sequence[Progress], forgotten: Sequence[Key]) -> None:
         """
@@ -144,12 +165,14 @@ class Writer:
             StateError: If it cannot be remembered.
 
         """
-        marks: Marks = {}
+        marks: dict[str, str | None] = {_HELD + stream: None for stream in self._no_longer_held}
+        self._no_longer_held.clear()
         if self._unsynced:
             self._unsynced = False
-            marks, rejected = await self._when_possible(self._sync)
-            if rejected:
-                await self._bury(rejected)
+            synced = await self._when_possible(self._sync)
+            marks |= synced.marks
+            if synced.rejected:
+                await self._bury(synced.rejected)
         if moved or forgotten or marks:
             await self._remember(moved=moved, marks=marks, forgotten=forgotten)
         if self._rotation_due and not self._writing.locked():

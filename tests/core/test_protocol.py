@@ -621,43 +621,6 @@ def test_the_labels_of_a_sender_come_with_its_blocks():
     assert arrival[1:] == ({"type": "t" * 256, "host": "h"}, block(1))
 
 
-def test_a_stream_is_told_when_a_session_brings_the_first_of_it():
-    it = Receiving()
-    _, session = it.greet(first=5, run="ab" * 16)
-    assert it.receiver.take_begun() == []
-    arrival = it.say(block(5, 6), session)
-    it.say(block(7), session)
-
-    assert it.receiver.take_begun() == [(arrival.key, (4, "ab" * 16), 0, 0)]
-    assert it.receiver.take_begun() == []
-
-
-@pytest.mark.parametrize(
-    ("held", "acked"),
-    [
-        ([], 4),
-        ([(5, 2), (7, 1)], 7),
-        ([(5, 2), (8, 1)], 6),  # what came after the gap is asked for again
-        ([(6, 2)], 4),
-        ([(1, 5)], 5),
-        ([(3, 2)], 4),
-    ],
-)
-def test_what_the_sink_holds_already_is_not_asked_for_again(held, acked):
-    key = ("anonymous", "cd" * 16)
-    receiver = Receiver({key: Floor(4, "ab" * 16)}, 1 << 20, "engine", lambda: 1)
-    for first, records in held:
-        receiver.hold(key, first, records)
-        receiver.hold(("anonymous", "ef" * 16), first, records)  # of which nothing is known
-    moved = receiver.take_accepted()
-    receiver.committed(moved)
-    receiver.receive(b"peer", encode(hello(stream=key[1], first=3), 0), 0.0)
-    ((_, frame),) = receiver.take_replies()
-
-    assert decode(frame)[0].values["acked"] == acked
-    assert moved == ([(key, (acked, "ab" * 16), 0, 0)] if acked > 4 else [])
-
-
 def test_blocks_are_accepted_in_order_and_acknowledged_when_the_sink_holds_them():
     it = Receiving()
     _, session = it.greet()

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from zmqpush.core import receiver, sender
 from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import Data, decode
+from zmqpush.core.held import HeldRecords
 from zmqpush.core.receiver import Receiver
 from zmqpush.core.sender import Sender
 from zmqpush.queue import WhenFull
@@ -186,26 +187,24 @@ class Node:
         self.engine = engine
         self.floors = {}
         self.sink = []  # names of senders and numbers
-        self.tail = []  # keys and sequence numbers in the engine beyond what is remembered
+        self.tail = HeldRecords()  # what is in the engine and not acknowledged
         self.start()
 
     def start(self):
         self.receiver = Receiver(self.floors, MEMORY, "disk", self.tokens)
-        for key, seq in sorted(self.tail):
-            self.receiver.hold(key, seq, 1)
         self.arrivals = []
         self.writing = None
 
     def begin_commit(self):
         forgotten = self.receiver.take_forgotten()
-        begun = self.receiver.take_begun()
-        if self.engine:
-            self.floors |= {progress.key: progress.floor for progress in begun}
-        records = [
-            (key, seq, labels["type"], number)
-            for key, labels, block in self.arrivals
-            for seq, number in enumerate(numbers_of(block), block.first)
-        ]
+        records = []
+        for (_, stream), labels, block in self.arrivals:
+            numbers = numbers_of(block)
+            for first, missing in self.tail.missing(stream, block.first, block.records):
+                records += [
+                    (stream, seq, labels["type"], numbers[seq - block.first])
+                    for seq in range(first, first + missing)
+                ]
         self.writing = (self.receiver.take_accepted(), records, forgotten, False)
         self.arrivals = []
 
@@ -230,7 +229,6 @@ class Machine(RuleBasedStateMachine):
 
     nodes_count = 1
     engine = False
-    kinds = ("spool", *WhenFull)
 
     def __init__(self):
         super().__init__()
@@ -258,7 +256,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self, kinds, damages):
         self.damages = sorted(damages)
         for kind in kinds:
-            self.start_process(kind if kind in self.kinds else "spool")
+            self.start_process(kind)
 
     def start_process(self, kind):
         store = Spool(self.check_acked) if kind == "spool" else Queue(self.check_acked, kind)
@@ -474,14 +472,16 @@ class Machine(RuleBasedStateMachine):
         for key in forgotten:
             node.floors.pop(key, None)
         node.floors |= {progress.key: progress.floor for progress in moved}
-        node.tail.clear()
+        for (_, stream), (acked, _), *_ in moved:
+            if stream in node.tail and node.tail.ends_by(stream, acked):
+                node.tail.forget(stream)
         node.writing = (moved, [], [], True)
 
     def write_records(self, node, most):
         records = node.writing[1]
-        for key, seq, name, number in records[:most]:
+        for stream, seq, name, number in records[:most]:
             self.write(self.nodes.index(node), name, number)
-            node.tail.append((key, seq))
+            node.tail.add(stream, seq, 1)
         del records[:most]
 
     def tell(self, node):
@@ -548,14 +548,26 @@ class Machine(RuleBasedStateMachine):
 
 
 class Engine(Machine):
-    """
-    The sink has some of what is not remembered yet when its receiver dies.
-
-    Of what a sender dropped in between nothing can be known, and so nothing is dropped here.
-    """
+    """The sink has some of what is not remembered yet when its receiver dies."""
 
     engine = True
-    kinds = ("spool", WhenFull.BLOCK)
+
+    @after_traffic(produced=st.integers(1, 3), records=st.integers(0, 5), told=st.booleans())
+    def die_while_writing(self, produced, records, told):
+        (node,) = self.nodes
+        for process in self.processes:
+            self.produce(process.store, [produced] * produced)
+            if process.kind == "spool":
+                process.store.sync()
+            self.turn(process)
+            self.deliver_up(process, 100)
+        if node.writing is None:
+            node.begin_commit()
+        if not node.writing[3]:
+            self.write_records(node, records)
+        node.start()
+        for process in self.processes:
+            self.cut_link(process, told)
 
 
 class Disasters(Machine):

@@ -110,7 +110,6 @@ class _Session:
     heard: float
     granted: int = 0  # bytes, now
     max_granted: int = 0  # bytes, ever
-    begun: bool = False  # it has brought something
     ack_due: bool = False
 
 
@@ -160,7 +159,6 @@ class Receiver:
         self._peers: dict[bytes, _Session] = {}
         self._granted = 0
         self._accepted: dict[Key, _Stream] = {}  # since take_accepted()
-        self._begun: list[Progress] = []
         self._forgotten: list[Key] = []
         self._ack_due: list[_Session] = []
         self._replies: list[tuple[bytes, bytes]] = []
@@ -306,9 +304,6 @@ class Receiver:
 
     def _accept(self, session: _Session, end: int, size: int) -> None:
         stream = session.stream
-        if not session.begun:
-            session.begun = True
-            self._begun.append(Progress(stream.key, Floor(stream.end, session.run), 0, 0))
         stream.end = end
         stream.run = session.run
         stream.held = True
@@ -365,24 +360,6 @@ class Receiver:
         if not session.ack_due:
             session.ack_due = True
             self._ack_due.append(session)
-
-    def hold(self, key: Key, first: int, records: int) -> None:
-        """
-        Note that the sink holds these records, before any sender is there.
-
-        To be called in the order of the sequence numbers. What would leave a gap is ignored: it
-        is asked for again.
-        """
-        stream = self._streams.get(key)
-        end = first + records - 1
-        if stream and first <= stream.end + 1 <= end:
-            stream.floor = stream.end = end
-            self._accepted[key] = stream
-
-    def take_begun(self) -> list[Progress]:
-        """Return the streams whose sessions have brought the first since the last call."""
-        begun, self._begun = self._begun, []
-        return begun
 
     def take_accepted(self) -> list[Progress]:
         """Return how far each stream was accepted, of those that have moved since the last call."""

@@ -125,8 +125,8 @@ class Sink(Protocol):
             marks: What is remembered; those of other sinks may be among them.
 
         Returns:
-            What is in the sink and may not be remembered: it was written shortly before a
-            death. The senders of such records are not asked for them again.
+            What is in the sink beyond the marks: it was written shortly before a death. When
+            it comes again it is not written again.
 
         """
         ...
