@@ -47,6 +47,7 @@ bench: $(VENV)/.installed  ## Measure, next to the C yardstick and the peers. AR
 	$(BIN)/python bench/run.py $(ARGS)
 	$(BIN)/python bench/backlog.py $(if $(findstring --smoke,$(ARGS)),--smoke)
 	$(BIN)/python bench/senders.py $(if $(findstring --smoke,$(ARGS)),--smoke)
+	$(BIN)/python bench/fleet.py $(if $(findstring --smoke,$(ARGS)),--smoke)
 	$(BIN)/python bench/rsyslog.py $(if $(findstring --smoke,$(ARGS)),--smoke)
 
 clean:
