@@ -109,7 +109,8 @@ class _Client(Client):
         """End the connection at once, with all that has not left."""
         writer = getattr(self._transport, "_io_writer", None)
         if writer and (connection := writer.get_extra_info("socket")):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError):  # it may be closed
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
 
@@ -390,7 +391,7 @@ class NatsSink(Sink):
         self._waiting.clear()
         self._base = dict(self._seqs)
         self._next_base = (self._last, self._base)
-        self._move()
+        self._changed.set()
 
     async def _send(self, client: _Client) -> None:
         sent = 0
@@ -450,16 +451,21 @@ class NatsSink(Sink):
     # The connection.
 
     async def _connected(self) -> _Client:
-        if self._client and not self._client.is_closed:
+        if self._client and self._client.is_connected:
             return self._client
         await self._disconnect()
         client = self._client = _Client()
         options = self._connect_options()
         client.wants_tls = bool(options["tls"]) and not options["tls_handshake_first"]
-        async with asyncio.timeout(_ANSWER_TIMEOUT):
-            await client.connect(self._servers, **options)
-        self._inbox = client.new_inbox()
-        await client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                await client.connect(self._servers, **options)
+                self._inbox = client.new_inbox()
+                await client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
+        except BaseException:
+            client.abort()
+            self._client = None
+            raise
         return client
 
     async def _disconnect(self, *, at_once: bool = True) -> None:
