@@ -23,9 +23,10 @@ from chaos import (
     spooled,
 )
 from engines import certificate, needs_nats, needs_openssl
-from helpers import PATIENCE, ZMQPULL, push, sent, wait_until, wait_until_ready
+from helpers import BIN, PATIENCE, ZMQPULL, push, sent, wait_until, wait_until_ready
 from peers import bare, deliver, greet
 from proxy import Proxy
+from test_docs import blocks
 from test_pull import finish
 
 nats_server = engines.nats_server
@@ -643,3 +644,28 @@ def test_an_option_that_cannot_be_used_is_told(start, option, line):
 
     assert code == 2
     assert line in err.splitlines()[-1]
+
+
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in blocks("console")
+    for line in block.splitlines()
+    if "nats://" in line
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_documentation_writes(command, start, server, tmp_path):
+    endpoint = f"ipc://{tmp_path}/socket"
+    command = command.replace("nats.example.com", f"127.0.0.1:{server.port}")
+    command = command.replace("tcp://*:5015", endpoint).replace("/var/lib", str(tmp_path))
+    start("bash", "-c", f"exec {BIN}/{command}")
+    assert sent(push("--ack", "-c", endpoint, "--format", "raw", "web", data=b"one")) == 1
+
+    (message,) = server.messages("LOGS")
+    assert message.subject == f"logs.web.{os.uname().nodename}"
+    assert message.data.removesuffix(b"\n") == b"one"
+
+
+def test_all_of_them_are_shown():
+    assert len(COMMANDS) == 2
