@@ -539,7 +539,9 @@ def test_a_login_may_stand_in_options_or_in_the_environment(
 
 
 def test_what_may_not_be_published_is_waited_for(nats_server, start, tmp_path):
-    permissions = {"publish": ["$JS.API.>", "logs.allowed.*"], "subscribe": ["_INBOX.>"]}
+    api = [f"$JS.API.{name}" for name in ("STREAM.NAMES", "STREAM.INFO.LOGS")]
+    api += [f"$JS.API.CONSUMER.{name}.LOGS.>" for name in ("CREATE", "MSG.NEXT", "DELETE")]
+    permissions = {"publish": [*api, "logs.allowed.*"], "subscribe": ["_INBOX.>"]}
     server = nats_server(users=[USER | {"permissions": permissions}])
     server.add_stream("LOGS", ["logs.>"])
     pipeline = NatsPipeline(start, tmp_path, server)
@@ -548,6 +550,8 @@ def test_what_may_not_be_published_is_waited_for(nats_server, start, tmp_path):
     sender = pipeline.send("allowed")
     pipeline.put(sender, 100)
     assert end(sender, read=100) == (100, 0, 0, 0)
+    kill(receiver)
+    receiver = pipeline.receive("--grace", 1)
     sender = pipeline.send("forbidden", "--grace", 1)
     pipeline.put(sender, 1)
     assert b'permissions violation for publish to "logs.forbidden.' in told(receiver, b"cannot")
