@@ -168,7 +168,7 @@ def account(
 
 # The programs.
 
-_RECEIVING = {"pull.py", "state.py", "writer.py", "files.py", "output.py"}
+_RECEIVING = {"pull.py", "state.py", "writer.py", "files.py", "output.py", "nats.py"}
 
 
 def fault_points(program: str) -> list[str]:

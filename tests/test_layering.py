@@ -45,6 +45,7 @@ ALLOWED = {
     "state": {"sinks"},
     "sinks": {"sinks.files"},
     "sinks.files": {"sinks", "sinks.output", "sinks.template"},
+    "sinks.nats": {"sinks", "sinks.template"},
 }
 MODULES = sorted(
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

@@ -17,7 +17,8 @@ Every exception of the package.
     │  └─ StateForeignError  it is of a later version                  exit 78
     └─ SinkError        the output cannot be written                   exit 74
        ├─ SinkClosedError   nobody reads the output any more: no failure
-       └─ SinkStalledError  it cannot be written now: tried again
+       ├─ SinkStalledError  it cannot be written now: tried again
+       └─ SinkSetupError    somebody must set it up first            exit 78
 
 What ends a run is caught in ``cli.py``, which prints one line and exits with
 ``exit_code``. The numbers are those of ``sysexits.h``.
@@ -127,3 +128,9 @@ class SinkClosedError(SinkError):
 
 class SinkStalledError(SinkError):
     """The output takes nothing now: a reason to wait, not to end."""
+
+
+class SinkSetupError(SinkError):
+    """The output is not there, or as it is nothing could be relied on."""
+
+    exit_code = EXIT_CONFIG

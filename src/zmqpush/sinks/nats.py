@@ -1,0 +1,729 @@
+"""
+NATS JetStream: a message for each record, or for each block.
+
+Every message is named by its first record (``Nats-Msg-Id: STREAM:FIRST``), and counts as written
+when its PubAck has come. The server forgets names after a while; so after each interruption the
+end of the stream is read for them, too, before anything is sent again.
+
+One task has the connection, and makes it anew whenever something is unclear; :meth:`write` and
+:meth:`sync` only wait for what it does.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import ssl
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
+from urllib.parse import unquote
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error, NoRespondersError, NoServersError
+
+from zmqpush.errors import SinkError, SinkSetupError, SinkStalledError
+from zmqpush.faults import fault_point
+from zmqpush.settings import NatsUnit
+from zmqpush.sinks import Batch, Context, Held, Marks, Rejection, Sink, Synced
+from zmqpush.sinks.template import Template
+
+_URL = re.compile(r"nats://(?:([^@/]*)@)?([^@/]+)/(.+)", re.DOTALL)
+_HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
+_WHAT = "subjects", "logs.{type}.{host}"
+_BAD_SUBJECT = re.compile(r"^\$|^\.|\.\.|\.$|[\x00-\x20\x7f*>\ud800-\udfff]")
+_UNSAFE = re.compile(r"^\$|[\s\x00-\x1f\x7f.*>\ud800-\udfff]")
+_MAX_LABEL_BYTES = 200
+_ID = re.compile(r"(.+):(\d{1,19})")
+# Options, as the flags of the command ``nats`` are called, and where that looks for them, too.
+_AUTH = {
+    "user": "NATS_USER",
+    "password": "NATS_PASSWORD",
+    "token": "NATS_TOKEN",
+    "creds": "NATS_CREDS",
+    "nkey": "NATS_NKEY",
+}
+_TLS = {"tlsca": "NATS_CA", "tlscert": "NATS_CERT", "tlskey": "NATS_KEY"}
+_OPTIONS = [*_AUTH, *_TLS, "tlsfirst", "js-domain", "inbox-prefix"]
+# What of a message's size is left to its headers.
+_HEADER_BYTES = 256
+# What may be on its way; a server takes 10,000 messages at once for a stream, of all its clients.
+_MAX_MESSAGES = 4000
+_MAX_BYTES = 8 << 20
+# nats-py keeps what the connection does not take; that is no more than the above.
+_NO_LIMIT = 1 << 40
+# Without an answer for so long, a connection is made anew; and a stall is told, in seconds.
+_ANSWER_TIMEOUT = 10.0
+_STALL_TIMEOUT = 1.0
+_FIRST_DELAY, _MAX_DELAY = 0.1, 2.0
+_TAIL_BATCH = 500
+# What JetStream's errors mean.
+_TOO_LARGE = 10054
+
+# Neither nats-py nor what it leaves behind is to print.
+for _name in ("nats", "asyncio"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+
+
+class _InterruptedError(Exception):
+    """Why it cannot go on as it is, in one line."""
+
+
+@dataclass(slots=True)
+class _Message:
+    subject: str
+    payload: bytes
+    stream: str
+    first: int
+    records: int
+    position: int
+    sent: bool = False
+    done: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.stream}:{self.first}"
+
+
+class _Client(Client):
+    """A connection; what nats-py lacks is added where it has no place for it."""
+
+    wants_tls = False
+
+    def _connect_command(self) -> bytes:
+        # Nothing is said to a server without TLS, if that is wanted.
+        if self.wants_tls and not self._server_info.get("tls_required"):
+            raise Error("the server does not ask for TLS")
+        return super()._connect_command()
+
+    def abort(self) -> None:
+        """End the connection at once, with all that has not left."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer and (connection := writer.get_extra_info("socket")):
+            with contextlib.suppress(OSError):  # it may be closed
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+
+class NatsSink(Sink):
+    """
+    Writes records to the JetStream streams that take a subject.
+
+    Args:
+        to: ``nats://[USER:PASSWORD@]HOST[:PORT][,HOST…]/SUBJECT``, the subject a template.
+        context: What comes from outside.
+
+    Raises:
+        ValueError: If ``to`` or an option cannot be understood.
+
+    """
+
+    def __init__(self, to: str, context: Context) -> None:
+        match = _URL.fullmatch(to)
+        if not match or not all(map(_HOST.fullmatch, match[2].split(","))):
+            raise ValueError("--to nats:// needs a host and a subject: nats://HOST[:PORT]/SUBJECT")
+        self._template = Template(match[3], _WHAT, _token)
+        if _BAD_SUBJECT.search(match[3]):
+            raise ValueError(f"{match[3]!r} is no subject to publish to")
+        self._servers = [f"nats://{host}" for host in match[2].split(",")]
+        self._context = context
+        self._options = _read_options(context.options, match[1])
+        self._connect_options()  # so that what is wrong with it is told now
+        self._unit = NatsUnit(context.options.get("unit", NatsUnit.RECORD))
+        domain = self._options.get("js-domain")
+        self._api = f"$JS.{domain}.API" if domain else "$JS.API"
+        self.name = f"nats://{match[2]}/{match[3]}"
+        self.labelled = self._template.labelled
+        self.unwritten = 0
+        self._plain = (secrets.token_hex(16), count(1))  # names for what has none
+        self._todo: Iterator[_Message] | None = None  # of the write that goes on
+        self._pending: deque[_Message] = deque()  # not confirmed, in order
+        self._unsent: deque[_Message] = deque()
+        self._waiting: dict[str, _Message] = {}  # for a PubAck, by the end of its subject
+        self._bytes = 0  # in `_pending`
+        self._positions = count(1)
+        self._last = 0  # position
+        self._rejected: list[Rejection] = []
+        self._limit = 0  # of a payload, in bytes
+        # The last sequence number known of each JetStream stream: now, when everything before
+        # a position was confirmed, and when it will be.
+        self._seqs: dict[str, int] = {}
+        self._base: dict[str, int] = {}
+        self._next_base: tuple[int, dict[str, int]] = (0, {})
+        self._made: dict[str, str] = {}  # when each stream was
+        self._told: set[str] = set()
+        self._held: list[Held] = []
+        self._client: _Client | None = None
+        self._tokens = count()
+        self._inbox = ""
+        self._answered = 0.0
+        self._refusal = ""
+        self._reason = "no answer"
+        self._error: SinkError | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_open = False
+        self._moved = 0  # counts what happens
+        self._changed = asyncio.Event()  # something has become true that is waited for
+        self._wake = asyncio.Event()  # the task has something to do
+
+    # What zmqpull calls.
+
+    async def open(self, marks: Marks) -> Sequence[Held]:
+        """
+        Connect, find the streams, and read what they hold beyond the marks.
+
+        Raises:
+            SinkStalledError: If there is no server, or it does not let us.
+            SinkError: If no stream takes the subject, or none that can be relied on.
+
+        """
+        if not self._task:
+            for name, mark in marks.items():
+                if name.startswith("nats:") and mark:
+                    seq, _, made = mark.partition(" ")
+                    stream = name.removeprefix("nats:")
+                    self._seqs[stream], self._made[stream] = int(seq), made
+            self._task = asyncio.create_task(self._run())
+        await self._until(lambda: self._is_open)
+        return self._held
+
+    async def write(self, batches: Sequence[Batch]) -> None:
+        """
+        Queue records, as soon as there is room.
+
+        Raises:
+            SinkStalledError: If nothing moves.
+
+        """
+        if not self._todo:
+            self._todo = self._messages(batches)
+            self.unwritten += sum(batch.records for batch in batches)
+        while True:
+            await self._until(self._has_room)
+            message = next(self._todo, None)
+            if not message:
+                break
+            self._bytes += len(message.payload)
+            self._pending.append(message)
+            self._unsent.append(message)
+            self._wake.set()
+        self._todo = None
+
+    async def sync(self) -> Synced:
+        """
+        Wait until all that was written before is confirmed.
+
+        Raises:
+            SinkStalledError: If nothing moves.
+
+        """
+        # What is written from now on comes behind this in the streams.
+        last, marks = self._last, self._marks()
+        await self._until(lambda: not self._pending or self._pending[0].position > last)
+        fault_point("engine-synced")
+        rejected, self._rejected = self._rejected, []
+        self.unwritten -= len(rejected)
+        return Synced(marks, rejected)
+
+    async def close(self) -> Marks:
+        """End the connection."""
+        if self._task:
+            self._task.cancel()
+        await self._disconnect(at_once=False)
+        return self._marks()
+
+    # Between the two.
+
+    def _marks(self) -> dict[str, str | None]:
+        return {
+            f"nats:{stream}": f"{seq} {self._made[stream]}" for stream, seq in self._seqs.items()
+        }
+
+    def _has_room(self) -> bool:
+        return len(self._pending) < _MAX_MESSAGES and self._bytes < _MAX_BYTES
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        moved = self._moved
+        while not condition():
+            if self._error:
+                raise self._error
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(_STALL_TIMEOUT):
+                    await self._changed.wait()
+            except TimeoutError:
+                if self._moved == moved:
+                    raise SinkStalledError(f"{self.name}: {self._reason}") from None
+                moved = self._moved
+
+    def _move(self) -> None:
+        self._moved += 1
+        self._changed.set()
+
+    def _messages(self, batches: Iterable[Batch]) -> Iterator[_Message]:
+        for batch in batches:
+            subject = self._template.fill(batch.labels)
+            stream, first = batch.stream, batch.first
+            if not stream:
+                stream, numbers = self._plain
+                first = next(islice(numbers, batch.records - 1, None)) - batch.records + 1
+            self._last = next(self._positions)
+            whole = _Message(
+                subject, bytes(batch.payload), stream, first, batch.records, self._last
+            )
+            yield from self._cut(whole)
+
+    def _cut(self, whole: _Message) -> Iterator[_Message]:
+        """Cut a message into those that the server takes; reject the records it never takes."""
+        number = whole.first
+        for payload, records in self._pieces(whole.payload):
+            if len(payload) > self._limit:
+                self._reject(payload, whole.stream, number)
+            else:
+                yield _Message(
+                    whole.subject, payload, whole.stream, number, records, whole.position
+                )
+            number += records
+
+    def _pieces(self, payload: bytes) -> Iterable[tuple[bytes, int]]:
+        if self._unit is NatsUnit.RECORD:
+            yield from ((record, 1) for record in payload.removesuffix(b"\n").split(b"\n"))
+            return
+        start = 0
+        while start < len(payload):
+            end = len(payload)
+            if end - start > self._limit:
+                end = payload.rfind(b"\n", start, start + self._limit) + 1
+                end = end or payload.find(b"\n", start) + 1
+            piece = payload[start:end]
+            yield piece, piece.count(b"\n")
+            start = end
+
+    def _reject(self, record: bytes, stream: str, seq: int) -> None:
+        record = record.removesuffix(b"\n")
+        reason = f"more than the {self._limit} bytes that the server takes"
+        if stream == self._plain[0]:
+            stream, seq = "", 0
+        self._rejected.append(Rejection(record, reason, stream, seq))
+
+    def _confirm(self, message: _Message) -> None:
+        if message.done:
+            return
+        message.done = True
+        self.unwritten -= message.records
+        self._bytes -= len(message.payload)
+        while self._pending and self._pending[0].done:
+            self._pending.popleft()
+        position, seqs = self._next_base
+        if not self._pending or self._pending[0].position > position:
+            # All that is not confirmed was sent after these numbers had been given out.
+            self._base, self._next_base = seqs, (self._last, dict(self._seqs))
+        self._move()
+
+    # The task that has the connection.
+
+    async def _run(self) -> None:
+        delay = _FIRST_DELAY
+        while True:
+            moved = self._moved
+            try:
+                await self._work()
+            except SinkError as exc:
+                self._error = exc
+                self._changed.set()
+                return
+            except NoServersError:
+                pass  # `_on_error` has been told why
+            except (_InterruptedError, Error, OSError, ValueError, TimeoutError) as exc:
+                self._reason = _reason(exc)
+            except Exception as exc:  # nats-py raises what it meets
+                self._reason = f"{type(exc).__name__}: {_reason(exc)}"
+            delay = _FIRST_DELAY if self._moved > moved else min(2 * delay, _MAX_DELAY)
+            await asyncio.sleep(delay)
+
+    async def _work(self) -> None:
+        self._refusal = ""
+        client = await self._connected()
+        ends = await self._look(client)
+        if not self._is_open or any(message.sent for message in self._pending):
+            for stream, end in ends.items():
+                await self._read_tail(client, stream, end)
+        self._line_up()
+        self._reason = "no answer"
+        if not self._is_open:
+            self._is_open = True
+            self._move()
+        while not client.is_closed:
+            self._wake.clear()
+            await self._send(client)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STALL_TIMEOUT):
+                    await self._wake.wait()
+            if self._refusal:
+                await self._let_all_arrive()
+                raise _InterruptedError(self._refusal)
+            if self._waiting and time.monotonic() > self._answered + _ANSWER_TIMEOUT:
+                await self._disconnect()
+        raise _InterruptedError("no answer")
+
+    def _line_up(self) -> None:
+        """Have all that is not confirmed sent again, as the server takes it now."""
+        pending, self._pending = self._pending, deque()
+        for message in pending:
+            if message.done:
+                continue
+            message.sent = False
+            self._bytes -= len(message.payload)
+            small = len(message.payload) <= self._limit
+            for piece in (message,) if small else self._cut(message):
+                self._bytes += len(piece.payload)
+                self._pending.append(piece)
+        self._unsent = self._pending.copy()
+        self._waiting.clear()
+        self._base = dict(self._seqs)
+        self._next_base = (self._last, self._base)
+        self._changed.set()
+
+    async def _send(self, client: _Client) -> None:
+        sent = 0
+        while self._unsent and not self._refusal and not client.is_closed:
+            message = self._unsent.popleft()
+            headers = {"Nats-Msg-Id": message.id}
+            if self._unit is NatsUnit.BLOCK:
+                headers["Records"] = str(message.records)
+            if not self._waiting:
+                self._answered = time.monotonic()
+            token = str(next(self._tokens))
+            self._waiting[token] = message
+            message.sent = True
+            reply = f"{self._inbox}.{token}"
+            await client.publish(message.subject, message.payload, reply, headers)
+            sent += 1
+            if sent % 64 == 0 or not self._unsent:
+                await asyncio.sleep(0)
+                fault_point("engine-written")
+
+    async def _let_all_arrive(self) -> None:
+        """After a refusal, wait for what becomes of the rest, so that nothing is unclear."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STALL_TIMEOUT):
+                while self._waiting:
+                    self._wake.clear()
+                    await self._wake.wait()
+
+    async def _on_answer(self, answer: Msg) -> None:
+        message = self._waiting.pop(answer.subject.rpartition(".")[2], None)
+        if not message:
+            return
+        self._answered = time.monotonic()
+        values = _decode(answer)
+        if error := values.get("error"):
+            message.sent = False
+            if error.get("err_code") == _TOO_LARGE and message.records == 1:
+                self._reject(message.payload, message.stream, message.first)
+                self.unwritten += 1
+                self._confirm(message)
+            else:
+                self._refuse(f"{message.subject}: {error['description']}")
+        else:
+            stream = values["stream"]
+            if stream not in self._seqs:
+                self._refuse(f"{message.subject}: now the stream {stream} takes it")
+            elif not values.get("duplicate"):
+                self._seqs[stream] = values["seq"]
+            self._confirm(message)
+        if not self._waiting:
+            self._wake.set()
+
+    def _refuse(self, why: str) -> None:
+        self._refusal = self._refusal or why
+        self._wake.set()
+
+    # The connection.
+
+    async def _connected(self) -> _Client:
+        if self._client and self._client.is_connected:
+            return self._client
+        await self._disconnect()
+        client = self._client = _Client()
+        options = self._connect_options()
+        client.wants_tls = bool(options["tls"]) and not options["tls_handshake_first"]
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                await client.connect(self._servers, **options)
+                self._inbox = client.new_inbox()
+                await client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
+        except BaseException:
+            client.abort()
+            self._client = None
+            raise
+        return client
+
+    async def _disconnect(self, *, at_once: bool = True) -> None:
+        client, self._client = self._client, None
+        if client:
+            if at_once:
+                client.abort()
+            with contextlib.suppress(Exception):  # nats-py raises what it meets
+                async with asyncio.timeout(_STALL_TIMEOUT):
+                    await client.close()
+
+    def _connect_options(self) -> dict[str, Any]:
+        """Return what nats-py is told: files are read anew for each connection."""
+        options = self._options
+        tls = None
+        if any(name in options for name in (*_TLS, "tlsfirst")):
+            tls = _tls_context(options)
+        if creds := options.get("creds"):
+            _check_creds(creds)
+        if nkey := options.get("nkey"):
+            _read(nkey)
+        user, token = options.get("user"), options.get("token")
+        if user and "password" not in options:
+            user, token = None, token or user
+        prefix = {"inbox_prefix": options["inbox-prefix"]} if "inbox-prefix" in options else {}
+        return prefix | {
+            "name": "zmqpull",
+            "allow_reconnect": False,
+            "max_reconnect_attempts": 1,
+            "reconnect_time_wait": 0,
+            "ping_interval": 5,
+            "pending_size": _NO_LIMIT,
+            "error_cb": self._on_error,
+            "closed_cb": self._on_closed,
+            "tls": tls,
+            "tls_handshake_first": "tlsfirst" in options,
+            "user": user,
+            "password": options.get("password"),
+            "token": token,
+            "user_credentials": creds,
+            "nkeys_seed": nkey,
+        }
+
+    async def _on_error(self, exc: Exception) -> None:
+        self._reason = _reason(exc)
+        if "permissions violation" in self._reason:
+            self._refuse(self._reason)
+        self._wake.set()
+
+    async def _on_closed(self) -> None:
+        self._wake.set()
+
+    # Streams.
+
+    async def _request(self, client: _Client, what: str, **values: object) -> dict[str, Any]:
+        try:
+            answer = await client.request(
+                f"{self._api}.{what}", json.dumps(values).encode(), timeout=_ANSWER_TIMEOUT / 2
+            )
+        except NoRespondersError:
+            raise _InterruptedError("there is no JetStream, or it has no leader") from None
+        except TimeoutError:
+            raise _InterruptedError(self._refusal or "no answer") from None
+        found = _decode(answer)
+        if error := found.get("error"):
+            raise _InterruptedError(error["description"])
+        return found
+
+    async def _look(self, client: _Client) -> dict[str, int]:
+        """Find the streams, and what they take; return where each ends."""
+        tokens = self._template.text.split(".")
+        self._pattern = ".".join("*" if {*token} & {*"{%"} else token for token in tokens)
+        found = await self._request(client, "STREAM.NAMES", subject=self._pattern)
+        ends: dict[str, int] = {}
+        self._limit = client.max_payload - _HEADER_BYTES
+        for stream in found.get("streams") or ():
+            info = await self._request(client, f"STREAM.INFO.{stream}")
+            self._check(stream, info["config"])
+            end, made = ends[stream], _ = info["state"]["last_seq"], info["created"]
+            if stream not in self._seqs:
+                await self._context.remember({f"nats:{stream}": f"{end} {made}"})
+                self._seqs[stream] = self._base[stream] = end
+            elif self._made[stream] != made:
+                self._seqs[stream] = self._base[stream] = 0
+            self._made[stream] = made
+            self._base.setdefault(stream, self._seqs[stream])
+        if not ends:
+            command = f"nats stream add logs --subjects '{self._pattern}'"
+            self._give_up(f"no stream takes {self._pattern}; make one: {command}")
+        return ends
+
+    def _give_up(self, why: str) -> None:
+        """Say what must be set up first; when it was once, wait for it."""
+        if self._is_open:
+            raise _InterruptedError(why)
+        raise SinkSetupError(f"{self.name}: {why}")
+
+    def _check(self, stream: str, config: Mapping[str, Any]) -> None:
+        for what, is_so in {
+            "is sealed": config.get("sealed"),
+            "does not acknowledge": config.get("no_ack"),
+            "takes no messages of this size": -1 < config["max_msg_size"] <= _HEADER_BYTES,
+        }.items():
+            if is_so:
+                self._give_up(f"the stream {stream} {what}")
+        if config["max_msg_size"] > 0:
+            self._limit = min(self._limit, config["max_msg_size"] - _HEADER_BYTES)
+        if config["storage"] == "memory" and stream not in self._told:
+            self._told.add(stream)
+            self._context.reporter.warn(
+                f"{self.name}: the stream {stream} is in memory: what it holds ends with its server"
+            )
+
+    async def _read_tail(self, client: _Client, stream: str, end: int) -> None:
+        """Take note of what the stream holds after what is known of it."""
+        begin = self._base[stream] + 1
+        self._seqs[stream] = end
+        if begin > end:
+            return
+        ours = {message.id: message for message in self._pending if message.sent}
+        held: dict[str, Held] = {}
+        consumer = f"zmqpull-{secrets.token_hex(8)}"
+        await self._make_consumer(client, stream, consumer, begin)
+        answers: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=answers.put)
+        seq = 0
+        left = 0
+        while seq < end:
+            if not left:
+                left = _TAIL_BATCH
+                wanted = json.dumps({"batch": left, "no_wait": True}).encode()
+                await client.publish(
+                    f"{self._api}.CONSUMER.MSG.NEXT.{stream}.{consumer}", wanted, inbox
+                )
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                answer = await answers.get()
+            headers = answer.headers or {}
+            if status := headers.get("Status") if not answer.reply else None:
+                if status in ("404", "408"):
+                    break  # what followed is gone
+                raise _InterruptedError(headers.get("Description", status))
+            left -= 1
+            seq = answer.metadata.sequence.stream
+            name = headers.get("Nats-Msg-Id", "")
+            if name in ours:
+                self._confirm(ours[name])
+            elif not self._is_open and (match := _ID.fullmatch(name)):
+                self._hold(held, match[1], int(match[2]), headers.get("Records", ""))
+        self._held += held.values()
+        await subscription.unsubscribe()
+        with contextlib.suppress(_InterruptedError):
+            await self._request(client, f"CONSUMER.DELETE.{stream}.{consumer}")
+
+    def _hold(self, held: dict[str, Held], stream: str, first: int, records: str) -> None:
+        number = int(records) if records.isdecimal() else 1
+        before = held.get(stream)
+        if before and before.first + before.records == first:
+            held[stream] = Held(stream, before.first, before.records + number)
+        else:
+            if before:
+                self._held.append(before)
+            held[stream] = Held(stream, first, number)
+
+    async def _make_consumer(self, client: _Client, stream: str, consumer: str, begin: int) -> None:
+        config: dict[str, object] = {
+            "name": consumer,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": begin,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "headers_only": True,
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": int(3 * _ANSWER_TIMEOUT * 1e9),
+        }
+        await self._request(
+            client, f"CONSUMER.CREATE.{stream}.{consumer}", stream_name=stream, config=config
+        )
+
+
+def _token(label: str) -> str:
+    """Make a label one token of a subject."""
+    token = _UNSAFE.sub("_", label) or "unknown"
+    return token.encode()[:_MAX_LABEL_BYTES].decode("utf-8", "ignore")
+
+
+def _decode(answer: Msg) -> dict[str, Any]:
+    """Read an answer of JetStream; an error is in it under that name."""
+    if (answer.headers or {}).get("Status") == "503":
+        return {"error": {"description": "no stream takes it"}}
+    with contextlib.suppress(ValueError):
+        values = json.loads(answer.data)
+        if isinstance(values, dict):
+            return values
+    return {"error": {"description": "the answer is not of JetStream"}}
+
+
+def _reason(exc: Exception) -> str:
+    """Say in a few words what is wrong."""
+    if isinstance(exc, TimeoutError):
+        return "no answer"
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"TLS: {exc.verify_message}"
+    if isinstance(exc, ssl.SSLError):
+        return f"TLS: {exc.reason}"
+    if isinstance(exc, OSError) and exc.errno:
+        text = os.strerror(exc.errno) if exc.errno > 0 else str(exc.strerror)
+        return f"{exc.filename}: {text}" if exc.filename else text
+    return str(exc).removeprefix("nats: ").strip("'") or type(exc).__name__
+
+
+def _read_options(given: Mapping[str, str], login: str | None) -> dict[str, str]:
+    """
+    Return the options by name: of ``-X``, of the URL, of the environment.
+
+    Raises:
+        ValueError: If there is no such option.
+
+    """
+    unknown = {*given} - {*_OPTIONS, "unit"}
+    if unknown:
+        raise ValueError(f"-X {min(unknown)} is none of {', '.join(_OPTIONS)}")
+    options = {name: value for name, value in given.items() if name in _OPTIONS}
+    if login:
+        user, colon, password = map(unquote, login.partition(":"))
+        options = ({"user": user, "password": password} if colon else {"token": user}) | options
+    if options.get("tlsfirst", "").lower() in ("false", "no", "0"):
+        del options["tlsfirst"]
+    # The environment says who we are only if nothing else does.
+    names = _TLS if {*_AUTH} & {*options} else _TLS | _AUTH
+    found = {name: os.environ[key] for name, key in names.items() if os.environ.get(key)}
+    return found | options
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError as exc:
+        raise ValueError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def _tls_context(options: Mapping[str, str]) -> ssl.SSLContext:
+    for name in _TLS:
+        if name in options:
+            _read(options[name])
+    try:
+        context = ssl.create_default_context(cafile=options.get("tlsca"))
+        if "tlscert" in options:
+            context.load_cert_chain(options["tlscert"], options.get("tlskey"))
+    except ssl.SSLError as exc:
+        raise ValueError(f"the certificates or the key cannot be used: {exc.reason}") from exc
+    return context
+
+
+def _check_creds(path: str) -> None:
+    # nats-py would look for them for ever.
+    text = _read(path)
+    if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
+        raise ValueError(f"{path} is no file of NATS credentials")
