@@ -244,11 +244,6 @@ def test_a_receiver_may_die_at_any_point(pipeline, point, passage):
     pipeline.verify()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="UnackedQueue sends a block whole whose beginning is acknowledged: RESET 412",
-)
-@pytest.mark.timeout(30)
 def test_a_block_that_is_there_in_part_goes_on_without_a_spool(pipeline):
     receiver = pipeline.receive(fault="engine-written:3")
     sender = pipeline._start(ZMQPUSH, "--ack", "-c", pipeline.endpoint, "--format", "raw")
