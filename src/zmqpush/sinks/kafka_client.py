@@ -48,7 +48,8 @@ _TIMEOUT = 1.0
 # The reading of a topic may find nothing for so long, in seconds.
 _SILENCE = 5.0
 _CONTEXT = re.compile(
-    r"^\S+/(?:bootstrap|\d+): |Connect to \S+ failed: | \(after [^)]*\)$|^Broker: "
+    r"^\S+/(?:bootstrap|\d+): |Connect to \S+ failed: | \(after [^)]*\)$"
+    r"|^(?:Unable to|Failed to) [^:]*: |\b(?:Broker|Local): "
 )
 _SEQUENCE = re.compile(rb"[0-9]{1,18}")
 _UNREACHABLE = {
@@ -63,11 +64,12 @@ _log.addHandler(logging.NullHandler())  # librdkafka does not write to standard 
 
 
 def reason_of(error: KafkaError, cause: str = "") -> str:
-    """Return what a user should know of an error; ``cause`` is why no broker answers."""
+    """Return what a user should know of an error; ``cause`` is a better one for silence."""
     text = _CONTEXT.sub("", error.str())
     if error.code() not in _UNREACHABLE:
         return text
-    return f"no broker answers: {cause}" if cause else "no broker answers"
+    silent = error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)
+    return cause or ("no broker answers" if silent else f"no broker answers: {text}")
 
 
 class KafkaClient:
