@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaos import Pipeline, compare, fault_points, kill, killed, number_of, patched, resident_bytes
-from chaos import spooled as numbers_spooled
 from engines import (
     DISCONNECT,
     PRODUCE,
@@ -388,10 +387,6 @@ class KafkaPipeline(Pipeline):
     def written(self):
         return [number_of(record.value) for record in self.kafka.read("logs")]
 
-    def look_what_is_safe(self):
-        safe = {*numbers_spooled(self.spool), *self.written()}
-        self.fed = max(safe, default=0)
-
     def verify(self):
         lost, too_often = compare(self.written(), range(1, self.fed + 1))
         assert not lost, f"of {self.fed} {len(lost)} are lost: {lost[:10]}"
@@ -405,15 +400,17 @@ STATES = pytest.mark.parametrize("options", [(), TRANSACTIONS], ids=["state", "t
 @STATES
 def test_a_receiver_that_is_killed_repeats_nothing_with_a_state(start, tmp_path, kafka, options):
     pipeline = KafkaPipeline(start, tmp_path, kafka, *options)
-    sender = pipeline.send()
-    feeder = pipeline.feed(sender)
-    for _ in range(4):
+    sender = pipeline.send("-q")
+    for number in range(4):
         receiver = pipeline.receive()
+        kafka.slow(20 * number)
         enough = len(pipeline.written()) + 200
         while len(pipeline.written()) < enough:
+            pipeline.put(sender, 100)
             assert receiver.poll() is None, receiver.stderr.read()
+        pipeline.put(sender, 1000)
         kill(receiver)
-    pipeline.fed = feeder.stop()
+    kafka.slow(0)
     receiver = pipeline.receive()
     sender.stdin.close()
     assert sender.wait(PATIENCE) == 0, sender.stderr.read()
@@ -438,13 +435,14 @@ def test_a_death_at_any_point_of_the_sink_repeats_nothing(
     start, tmp_path, kafka, options, point, passage
 ):
     pipeline = KafkaPipeline(start, tmp_path, kafka, *options)
-    sender = pipeline.send()
-    feeder = pipeline.feed(sender)
-    assert killed(pipeline.receive(fault=f"{point}:{passage}"))
+    sender = pipeline.send("-q")
+    receiver = pipeline.receive(fault=f"{point}:{passage}")
+    while receiver.poll() is None:
+        pipeline.put(sender, 50)
+        time.sleep(0.01)
+    assert killed(receiver)
     receiver = pipeline.receive()
-    before = len(pipeline.written())
-    wait_until(lambda: len(pipeline.written()) > before)
-    pipeline.fed = feeder.stop()
+    pipeline.put(sender, 1000)
     sender.stdin.close()
     assert sender.wait(PATIENCE) == 0, sender.stderr.read()
 
@@ -453,7 +451,7 @@ def test_a_death_at_any_point_of_the_sink_repeats_nothing(
 
 @needs_mock_kafka
 @STATES
-@pytest.mark.parametrize("point", ["written", "state-committed", "acknowledged", "buried"])
+@pytest.mark.parametrize("point", ["written:2", "state-committed:3", "acknowledged:2", "buried:1"])
 def test_a_death_around_the_sink_repeats_nothing_even_with_a_refused_record(
     start, tmp_path, kafka, options, point, endpoint
 ):
@@ -462,7 +460,7 @@ def test_a_death_around_the_sink_repeats_nothing_even_with_a_refused_record(
     spool = ("--spool", tmp_path / "spool", "-qc", endpoint, "--format", "raw")
     lines = [b"%d" % number for number in range(500)]
     lines[200] = b"x" * 3000
-    child = start(ZMQPULL, *args, env=os.environ | {"ZMQPUSH_FAULT": f"{point}:2"})
+    child = start(ZMQPULL, *args, env=os.environ | {"ZMQPUSH_FAULT": point})
     sender = start(ZMQPUSH, *spool)
     sender.stdin.write(b"first\n")
     sender.stdin.flush()
@@ -484,7 +482,7 @@ def test_without_a_state_a_death_loses_nothing_and_repeats_what_was_on_its_way(
 ):
     args = (ZMQPULL, "-a", endpoint, "--to", kafka.url("logs"))
     lines = [b"%d" % number for number in range(500)]
-    child = start(*args, env=os.environ | {"ZMQPUSH_FAULT": "engine-synced"})
+    child = start(*args, env=os.environ | {"ZMQPUSH_FAULT": "engine-written"})
     sender = start(ZMQPUSH, "--ack", "-qc", endpoint, "--format", "raw")
     sender.stdin.write(b"\n".join(lines))
     sender.stdin.close()

@@ -24,7 +24,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from zmqpush.errors import SinkError, SinkStalledError
 from zmqpush.faults import fault_point
 from zmqpush.sinks import Batch, Context, Held, Marks, Rejection, Sink, Synced
-from zmqpush.sinks.kafka_client import KafkaClient, reason_of
+from zmqpush.sinks.kafka_client import CALL_TIMEOUT, KafkaClient, reason_of
 from zmqpush.sinks.template import Template
 
 _GOOD = "kafka://broker1:9092,broker2:9092/logs-{type}"
@@ -143,6 +143,7 @@ class KafkaSink(Sink):
         self._producer: Producer | None = None
         self._broken: KafkaError | None = None  # the producer is, for good
         self._thread = ThreadPoolExecutor(1)
+        self._call: tuple[Any, Any, asyncio.Future[Any]] | None = None  # that goes on there
         self._lock = asyncio.Lock()
         self._todo: deque[_Item] = deque()
         self._taken = False  # they hold, or held, the batches of the write that goes on
@@ -359,7 +360,7 @@ class KafkaSink(Sink):
         if self._in_transaction:
             self._aborting = True
             assert self._producer
-            await self._run(self._producer.abort_transaction, 2.0)
+            await self._run(self._producer.abort_transaction, CALL_TIMEOUT)
             self._in_transaction = self._aborting = False
         failed, self._failed = self._failed, []
         refused = [each for each in failed if each[0].code() in _REFUSED]
@@ -409,7 +410,7 @@ class KafkaSink(Sink):
     async def _commit(self) -> None:
         assert self._producer
         try:
-            await self._in_thread(self._producer.commit_transaction, 2.0)
+            await self._in_thread(self._producer.commit_transaction, CALL_TIMEOUT)
             self._in_transaction = False
         except KafkaException as exc:
             error = exc.args[0]
@@ -503,7 +504,19 @@ class KafkaSink(Sink):
         return self._cause or "nothing is confirmed"
 
     async def _in_thread(self, work: Callable[..., _T], *args: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        """Wait for what blocks, but not for long: the same call later goes on waiting for it."""
+        if self._call is None or self._call[:2] != (work, args):
+            loop = asyncio.get_running_loop()
+            doing = loop.run_in_executor(self._thread, work, *args)
+            doing.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._call = (work, args, doing)
+        doing = self._call[2]
+        await asyncio.wait({doing}, timeout=_PATIENCE)
+        if not doing.done():
+            raise self._stall(self._cause or "no answer")
+        self._call = None
+        result: _T = doing.result()
+        return result
 
     async def _run(self, work: Callable[..., _T], *args: object) -> _T:
         try:
@@ -546,8 +559,8 @@ class KafkaSink(Sink):
                 continue
             try:
                 extents = await self._in_thread(self._client.extents, topic)
-            except KafkaException:
-                continue  # the older marks are good, too
+            except (KafkaException, SinkStalledError):
+                return  # the older marks are good, too
             self._offsets[topic] = {place: end for place, (_, end) in extents.items()}
             self._marks |= self._marks_of(topic)
 

@@ -1,8 +1,8 @@
 """
 What the Kafka sink needs of librdkafka beside producing: properties, clients, reading.
 
-Everything here but the constructor blocks, for a second or two at most, and belongs into a
-thread. What fails is a KafkaException.
+Everything here but the constructor blocks, for seconds maybe, and belongs into a thread. What
+fails is a KafkaException.
 """
 
 import contextlib
@@ -44,7 +44,10 @@ _FIXED: Mapping[str, tuple[str, ...]] = {
     "on_delivery": (),
     "on_commit": (),
 }
-_TIMEOUT = 1.0
+# What blocks takes so long at most, in seconds.
+CALL_TIMEOUT = 10.0
+# What has no end is read, and what is being made is waited for, so long, in seconds.
+_BRIEFLY = 1.0
 # The reading of a topic may find nothing for so long, in seconds.
 _SILENCE = 5.0
 _CONTEXT = re.compile(
@@ -120,24 +123,39 @@ class KafkaClient:
             raise ValueError(f"-X: {exc}") from exc
         self._brokers = {"bootstrap.servers": brokers}
         self._watcher: Consumer | None = None
+        self._connecting: Producer | None = None
 
     def connect(self, on_failure: Callable[[KafkaError, Any], None]) -> Producer:
         """Return a producer that knows a broker; ``on_failure`` gets what is not delivered."""
-        producer = Producer(self._producing | self._brokers | {"on_delivery": on_failure})
-        try:
-            producer.cluster_id(timeout=_TIMEOUT)
-            if self.transactional:
+        if self._connecting is None:
+            config = self._producing | self._brokers | {"on_delivery": on_failure}
+            self._connecting = Producer(config)
+        producer = self._connecting
+        give_up_at = time.monotonic() + CALL_TIMEOUT
+        while True:
+            try:
+                producer.poll(0)  # why none answers, if none does
+                producer.cluster_id(timeout=0.3)
+                break
+            except KafkaException:
+                if time.monotonic() > give_up_at:
+                    raise
+        if self.transactional:
+            try:
                 # Ends what another producer of this name has begun, and fences it off.
-                producer.init_transactions(2 * _TIMEOUT)
-        finally:
-            producer.poll(0)  # why it does not, if it does not
+                producer.init_transactions(CALL_TIMEOUT)
+            except KafkaException as exc:
+                if not exc.args[0].retriable():
+                    self._connecting = None
+                raise
+        self._connecting = None
         return producer
 
     def check(self, topic: str) -> list[int]:
         """Return the partitions of a topic; brokers may make it now."""
-        give_up_at = time.monotonic() + _TIMEOUT
+        give_up_at = time.monotonic() + _BRIEFLY
         while True:
-            found = self._watch().list_topics(topic, timeout=_TIMEOUT).topics[topic]
+            found = self._watch().list_topics(topic, timeout=CALL_TIMEOUT).topics[topic]
             errors = [found.error, *(place.error for place in found.partitions.values())]
             if not any(errors):
                 return sorted(found.partitions)
@@ -152,7 +170,7 @@ class KafkaClient:
         found = {}
         for partition in self.check(topic):
             place = TopicPartition(topic, partition)
-            found[partition] = self._watch().get_watermark_offsets(place, timeout=_TIMEOUT)
+            found[partition] = self._watch().get_watermark_offsets(place, timeout=CALL_TIMEOUT)
         return found
 
     def poll(self) -> None:
@@ -216,7 +234,7 @@ class KafkaClient:
             reader.assign([TopicPartition(*place, start) for place, start in starts.items()])
             moved_at = time.monotonic()
             # Until its end, too, which may be later; but others may write without a pause.
-            while left or (ended and time.monotonic() < moved_at + _TIMEOUT):
+            while left or (ended and time.monotonic() < moved_at + _BRIEFLY):
                 messages: list[Any] = reader.consume(1000, timeout=0.1)
                 if left and messages:
                     moved_at = time.monotonic()
