@@ -21,8 +21,9 @@ from engines import (
     needs_real_kafka,
     real_kafka,
 )
-from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until, wait_until_ready
+from helpers import BIN, PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until, wait_until_ready
 from peers import STREAM, bare, deliver, greet, receive
+from test_docs import engine_commands
 from zmqpush.core.frames import Ack, Data, encode
 
 __all__ = ["mock_kafka", "real_kafka"]  # fixtures
@@ -547,6 +548,25 @@ def test_a_second_receiver_of_the_same_transactional_id_ends_the_first(
 
     assert first.returncode == 74
     assert f"zmqpull: {url}: another process uses this transactional.id\n" in err.decode()
+
+
+# The documentation.
+
+
+@needs_mock_kafka
+@pytest.mark.parametrize("command", engine_commands("kafka"))
+def test_the_commands_of_the_documentation_write_to_kafka(
+    start, kafka, command, endpoint, tmp_path
+):
+    brokers = re.compile(r"kafka\d:\d+(,kafka\d:\d+)*")
+    command = brokers.sub(kafka.bootstrap, command).replace("tcp://*:5015", endpoint)
+    command = command.replace("/var/lib", str(tmp_path))
+    child = start("bash", "-c", f"exec {BIN}/{command}")
+    if "sasl" in command:  # the mock knows none
+        assert "cannot write to kafka://" in line_of(child)
+        return
+    assert push("--ack", "-qc", endpoint, "--format", "raw", "nginx", data=b"x").returncode == 0
+    assert values(kafka.read("logs-nginx")) == [b"x"]
 
 
 # What is wrong.
