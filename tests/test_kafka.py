@@ -191,7 +191,7 @@ def test_a_record_that_is_too_large_is_written_down_and_the_others_pass(
 
 @needs_mock_kafka
 @MODES
-def test_what_the_broker_refuses_with_others_is_sent_again_in_smaller_numbers(
+def test_what_the_broker_refuses_with_others_is_sent_again(
     kafka, deliver_to, endpoint, options, with_state
 ):
     kafka.fail(PRODUCE, 3, TOO_LARGE)
