@@ -168,16 +168,23 @@ def account(
 
 # The programs.
 
-_RECEIVING = {"pull.py", "state.py", "writer.py", "files.py", "output.py", "nats.py"}
+_RECEIVING = {"pull.py", "state.py", "writer.py", "files.py", "output.py"}
+_ENGINES = {"kafka.py", "nats.py"}
+
+
+def _who_dies_in(name: str) -> str:
+    if name in _ENGINES:
+        return name.removesuffix(".py")
+    return "zmqpull" if name in _RECEIVING else "zmqpush"
 
 
 def fault_points(program: str) -> list[str]:
-    """Return the names of all points in the sources where a program may die."""
+    """Return the names of all points where a program may die; those of a sink by its scheme."""
     names = set()
     for path in Path(zmqpush.__file__).parent.rglob("*.py"):
         for argument in re.findall(r"^\s+fault_point\((.*)\)", path.read_text(), re.MULTILINE):
             assert re.fullmatch(r'"[a-z-]+"', argument), f"{path}: {argument}"
-            if (path.name in _RECEIVING) == (program == "zmqpull"):
+            if _who_dies_in(path.name) == program:
                 names.add(argument.strip('"'))
     return sorted(names)
 

@@ -88,10 +88,12 @@ class Proxy:
             far.setblocking(False)
             try:
                 await self._loop.sock_connect(far, self._target)
-            except OSError:
+            except (OSError, asyncio.CancelledError) as exc:
                 self._close(near)
                 far.close()
-                continue
+                if isinstance(exc, OSError):
+                    continue
+                raise
             left = self.cut_after() if self.cut_after else None
             pair = (near, far)
             self._live[pair] = {

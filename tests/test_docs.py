@@ -28,6 +28,11 @@ def commands():
     return [line for line in dict.fromkeys(lines) if not line.startswith("make ")]
 
 
+def engine_commands(scheme):
+    """Return the commands that write to an engine."""
+    return [command for command in commands() if re.search(rf"--to '?{scheme}://", command)]
+
+
 @pytest.fixture
 def local(tmp_path, pull):
     """Return a function that makes a command's hosts, ports and paths local."""
@@ -74,6 +79,7 @@ def shell(tmp_path):
         child.wait(PATIENCE)
 
 
+RECEIVES = [c for c in commands() if c.startswith("zmqpull") and not re.search(r"--to '?\w+://", c)]
 SHIPS = [c for c in commands() if re.search(r"\bzmqpush --", c) and "--spool-status" not in c]
 ACKED = re.compile(r"--(ack|spool|ack-bind)\b")
 
@@ -91,7 +97,7 @@ def test_a_command_that_ships_delivers(command, local, shell, pull):
 def test_a_command_that_ships_is_acknowledged_by_the_command_that_receives(
     command, local, shell, tmp_path
 ):
-    (receive,) = [c for c in commands() if c.startswith("zmqpull") and ACKED.search(c)]
+    (receive,) = [c for c in RECEIVES if ACKED.search(c)]
     endpoint = f"ipc://{tmp_path}/acked"
     shell(local(receive.replace("tcp://*:5015", endpoint)))
     command = re.sub(r"tcp://logs2?\.example\.com:5015", endpoint, command)
@@ -110,10 +116,7 @@ def test_the_command_that_looks_into_the_spool_does(local, shell, tmp_path):
     assert b"1 records to be acknowledged" in (tmp_path / "out").read_bytes()
 
 
-RECEIVES = [c for c in commands() if c.startswith("zmqpull") and not ACKED.search(c)]
-
-
-@pytest.mark.parametrize("command", RECEIVES)
+@pytest.mark.parametrize("command", [c for c in RECEIVES if not ACKED.search(c)])
 def test_a_command_that_receives_writes(command, local, shell, tmp_path):
     if "jq" in command and not shutil.which("jq"):
         pytest.skip("jq is not installed")

@@ -44,6 +44,7 @@ ALLOWED = {
     "writer": {"sinks", "sinks.output", "state"},
     "state": {"sinks"},
     "sinks": {"sinks.files"},
+    "sinks.kafka": {"sinks", "sinks.kafka_client", "sinks.template"},
     "sinks.files": {"sinks", "sinks.output", "sinks.template"},
     "sinks.nats": {"sinks", "sinks.template"},
 }

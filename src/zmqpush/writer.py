@@ -58,6 +58,7 @@ class Writer:
             reporter=reporter,
             remember=lambda marks: self._remember(marks=marks),
             safe=bool(settings.state or settings.ack_endpoints),
+            remembers=settings.state is not None,
             options=settings.options,
         )
         self.sink = make_sink(settings.to, context)

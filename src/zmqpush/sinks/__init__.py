@@ -79,6 +79,7 @@ class Context:
         reporter: Where to say what a user should know; never for each record.
         remember: Makes marks durable at once, before anything else is written.
         safe: Whether somebody relies on what is synced: otherwise only order counts.
+        remembers: Whether marks outlive this process at all.
         options: What ``-X`` says.
 
     """
@@ -86,6 +87,7 @@ class Context:
     reporter: Reporter
     remember: Callable[[Marks], Awaitable[None]]
     safe: bool = True
+    remembers: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
 
 
