@@ -75,14 +75,23 @@ class Proxy:
         self._reset_all()
         for left in self._abandoned:
             left.close()
+        self._loop.remove_reader(self._server)
         self._server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)
 
     async def _accept(self) -> None:
+        waiting = asyncio.Event()
+        self._loop.add_reader(self._server, waiting.set)
         while True:
-            near, _ = await self._loop.sock_accept(self._server)
+            await waiting.wait()
+            waiting.clear()
+            try:
+                near, _ = self._server.accept()  # at once: a cancelled sock_accept() may leave one
+            except BlockingIOError:
+                continue
+            near.setblocking(False)
             self.connections += 1
             far = socket.socket()
             far.setblocking(False)
