@@ -32,8 +32,8 @@ _URL = re.compile(r"kafka://((?:[\w.-]+|\[[0-9A-Fa-f:.%\w]+\])(?::\d{1,5})?(?:,(
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _CODE = re.compile(r"\{\w*\}|%.")
 _MAX_TOPIC = 249
-# So much is produced before others get their turn, in bytes.
-_PIECE = 64 << 10
+# So many records are produced before others get their turn.
+_PIECE = 1000
 # So many records may be unconfirmed; each costs librdkafka 700 bytes beside its own.
 _WINDOW = 100_000
 # When nothing has moved for so long it is a stall, in seconds.
@@ -68,41 +68,25 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class _Item:
-    """A batch on its way to a topic: from where in it the rest begins."""
+    """A batch on its way to a topic: how many of its records are produced, and confirmed."""
 
     topic: str
     batch: Batch
-    data: bytes
-    left: int
-    at: int = 0
-    # The same of what is not confirmed.
-    safe_left: int = 0
-    safe_at: int = 0
+    records: Sequence[bytes]
+    produced: int = 0
+    confirmed: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.records) - self.produced
 
     @property
     def seq(self) -> int:
-        return self.batch.first + self.batch.records - self.left
-
-    def lines(self, count: int) -> list[bytes]:
-        """Return at most so many of the next records, and no more than a piece."""
-        end = self.data.find(b"\n", self.at + _PIECE)
-        return self.data[self.at : end if end >= 0 else -1].split(b"\n", count)[:count]
-
-    def advance(self, lines: Sequence[bytes]) -> None:
-        self.at += sum(map(len, lines)) + len(lines)
-        self.left -= len(lines)
-
-    def settle(self) -> None:
-        self.safe_left, self.safe_at = self.left, self.at
-
-    def rewind(self) -> None:
-        self.left, self.at = self.safe_left, self.safe_at
+        return self.batch.first + self.produced
 
     def unconfirmed(self) -> Iterator[tuple[int, bytes]]:
         """Yield what is produced and not confirmed: the place in the batch, and the record."""
-        place = self.batch.records - self.safe_left
-        if self.left < self.safe_left:
-            yield from enumerate(self.data[self.safe_at : self.at - 1].split(b"\n"), place)
+        yield from enumerate(self.records[self.confirmed : self.produced], self.confirmed)
 
     def headers(self) -> tuple[bytes | None, _Headers | None]:
         """Return the key, and the headers; the first, of a stream, is for each record."""
@@ -218,8 +202,7 @@ class KafkaSink(Sink):
 
     def _item(self, batch: Batch) -> _Item:
         topic = _clean(self._template.fill(batch.labels))
-        data, records = bytes(batch.payload), batch.records
-        return _Item(topic, batch, data, records, safe_left=records)
+        return _Item(topic, batch, bytes(batch.payload)[:-1].split(b"\n"))
 
     async def sync(self) -> Synced:
         """
@@ -272,10 +255,10 @@ class KafkaSink(Sink):
 
     def _produce_some(self, item: _Item) -> bool:
         """Produce some of a batch, without what topics hold already; whether there was room."""
-        room = self._window - self._unconfirmed
+        room = min(self._window - self._unconfirmed, _PIECE)
         for run in self._held.get(item.batch.stream, ()):
             if item.seq in run:
-                item.advance(item.lines(min(item.left, run.stop - item.seq)))
+                item.produced += min(item.left, run.stop - item.seq)
                 return True
             if item.seq < run.start:
                 room = min(room, run.start - item.seq)
@@ -283,23 +266,24 @@ class KafkaSink(Sink):
                 del self._held[item.batch.stream]
                 break
         assert self._producer
-        produce, topic, seq, lines = self._producer.produce, item.topic, item.seq, item.lines(room)
+        produce, topic, seq = self._producer.produce, item.topic, item.seq
+        records = item.records[item.produced : item.produced + room]
         key, headers = item.headers()
         done = 0
         try:
-            for value in lines:
+            for record in records:
                 if key and headers:
                     headers[0] = ("first", b"%d" % (seq + done))
                 # By position: names would take twice as long.
-                produce(topic, value, key, -1, None, None, 0, headers)
+                produce(topic, record, key, -1, None, None, 0, headers)
                 done += 1
         except BufferError:
             return False
         except KafkaException as exc:
             error = exc.args[0]
             if error.code() in _REFUSED:
-                self._reject(item, seq + done, lines[done], error)
-                item.left, item.at = item.left - 1, item.at + len(lines[done]) + 1
+                self._reject(item, seq + done, records[done], error)
+                item.produced += 1
             elif error.code() == KafkaError._FATAL:
                 self._broken = error
             elif error.code() == KafkaError._STATE:
@@ -308,7 +292,7 @@ class KafkaSink(Sink):
                 raise self._stall(f"topic {topic}: {reason_of(error)}") from exc
         finally:
             # Those before what was refused, too.
-            item.left, item.at = item.left - done, item.at + sum(map(len, lines[:done])) + done
+            item.produced += done
             self._unconfirmed += done
         return True
 
@@ -351,7 +335,7 @@ class KafkaSink(Sink):
         self._unconfirmed = 0
         self._refused = len(self._rejected)
         for item in self._todo:
-            item.settle()
+            item.confirmed = item.produced
 
     async def _put_back(self) -> None:
         """Do again what has failed; in a transaction, all of it."""
@@ -365,7 +349,7 @@ class KafkaSink(Sink):
         others = [error for error, _ in failed if error.code() not in _REFUSED | _INNOCENT]
         if refused and self._unconfirmed == 1:
             for item in self._matching(refused):
-                self._reject(item, item.seq, item.data[:-1], refused[0][0])
+                self._reject(item, item.seq, item.records[0], refused[0][0])
             self._settled()
         elif self._client.transactional:
             if refused:
@@ -384,7 +368,7 @@ class KafkaSink(Sink):
     def _rewind(self) -> None:
         self._todo.extendleft(reversed(self._produced))
         for item in self._todo:
-            item.rewind()
+            item.produced = item.confirmed
         self._produced.clear()
         self._unconfirmed = 0
         del self._rejected[self._refused :]
@@ -403,7 +387,7 @@ class KafkaSink(Sink):
             if wanted[what]:
                 wanted[what] -= 1
                 one = Batch(record + b"\n", 1, batch.labels, batch.stream, batch.first + place)
-                yield _Item(item.topic, one, record + b"\n", 1, safe_left=1)
+                yield _Item(item.topic, one, [record])
 
     async def _commit(self) -> None:
         assert self._producer
