@@ -46,7 +46,7 @@ ALLOWED = {
     "sinks": {"sinks.files"},
     "sinks.kafka": {"sinks", "sinks.kafka_client", "sinks.template"},
     "sinks.files": {"sinks", "sinks.output", "sinks.template"},
-    "sinks.nats": {"sinks", "sinks.template"},
+    "sinks.nats": {"sinks", "sinks.nats_client", "sinks.template"},
 }
 MODULES = sorted(
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

@@ -12,22 +12,15 @@ One task has the connection, and makes it anew whenever something is unclear; :m
 import asyncio
 import contextlib
 import json
-import logging
-import os
 import re
 import secrets
-import socket
-import ssl
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
-from urllib.parse import unquote
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error, NoRespondersError, NoServersError
 
@@ -35,6 +28,7 @@ from zmqpush.errors import SinkError, SinkSetupError, SinkStalledError
 from zmqpush.faults import fault_point
 from zmqpush.settings import NatsUnit
 from zmqpush.sinks import Batch, Context, Held, Marks, Rejection, Sink, Synced
+from zmqpush.sinks.nats_client import NatsClient, connect_options, read_options, reason_of
 from zmqpush.sinks.template import Template
 
 _URL = re.compile(r"nats://(?:([^@/]*)@)?([^@/]+)/(.+)", re.DOTALL)
@@ -44,23 +38,11 @@ _BAD_SUBJECT = re.compile(r"^\$|^\.|\.\.|\.$|[\x00-\x20\x7f*>\ud800-\udfff]")
 _UNSAFE = re.compile(r"^\$|[\s\x00-\x1f\x7f.*>\ud800-\udfff]")
 _MAX_LABEL_BYTES = 200
 _ID = re.compile(r"(.+):(\d{1,19})")
-# Options, as the flags of the command ``nats`` are called, and where that looks for them, too.
-_AUTH = {
-    "user": "NATS_USER",
-    "password": "NATS_PASSWORD",
-    "token": "NATS_TOKEN",
-    "creds": "NATS_CREDS",
-    "nkey": "NATS_NKEY",
-}
-_TLS = {"tlsca": "NATS_CA", "tlscert": "NATS_CERT", "tlskey": "NATS_KEY"}
-_OPTIONS = [*_AUTH, *_TLS, "tlsfirst", "js-domain", "inbox-prefix"]
 # What of a message's size is left to its headers.
 _HEADER_BYTES = 256
 # What may be on its way; a server takes 10,000 messages at once for a stream, of all its clients.
 _MAX_MESSAGES = 4000
 _MAX_BYTES = 8 << 20
-# nats-py keeps what the connection does not take; that is no more than the above.
-_NO_LIMIT = 1 << 40
 # Without an answer for so long, a connection is made anew; and a stall is told, in seconds.
 _ANSWER_TIMEOUT = 10.0
 _STALL_TIMEOUT = 1.0
@@ -68,10 +50,6 @@ _FIRST_DELAY, _MAX_DELAY = 0.1, 2.0
 _TAIL_BATCH = 500
 # What JetStream's errors mean.
 _TOO_LARGE = 10054
-
-# Neither nats-py nor what it leaves behind is to print.
-for _name in ("nats", "asyncio"):
-    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
 class _InterruptedError(Exception):
@@ -92,26 +70,6 @@ class _Message:
     @property
     def id(self) -> str:
         return f"{self.stream}:{self.first}"
-
-
-class _Client(Client):
-    """A connection; what nats-py lacks is added where it has no place for it."""
-
-    wants_tls = False
-
-    def _connect_command(self) -> bytes:
-        # Nothing is said to a server without TLS, if that is wanted.
-        if self.wants_tls and not self._server_info.get("tls_required"):
-            raise Error("the server does not ask for TLS")
-        return super()._connect_command()
-
-    def abort(self) -> None:
-        """End the connection at once, with all that has not left."""
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer and (connection := writer.get_extra_info("socket")):
-            with contextlib.suppress(OSError):  # it may be closed
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
 
 
 class NatsSink(Sink):
@@ -136,8 +94,8 @@ class NatsSink(Sink):
             raise ValueError(f"{match[3]!r} is no subject to publish to")
         self._servers = [f"nats://{host}" for host in match[2].split(",")]
         self._context = context
-        self._options = _read_options(context.options, match[1])
-        self._connect_options()  # so that what is wrong with it is told now
+        self._options = read_options(context.options, match[1])
+        connect_options(self._options)  # so that what is wrong with it is told now
         self._unit = NatsUnit(context.options.get("unit", NatsUnit.RECORD))
         domain = self._options.get("js-domain")
         self._api = f"$JS.{domain}.API" if domain else "$JS.API"
@@ -162,7 +120,7 @@ class NatsSink(Sink):
         self._made: dict[str, str] = {}  # when each stream was
         self._told: set[str] = set()
         self._held: list[Held] = []
-        self._client: _Client | None = None
+        self._client: NatsClient | None = None
         self._tokens = count()
         self._inbox = ""
         self._answered = 0.0
@@ -344,9 +302,9 @@ class NatsSink(Sink):
             except NoServersError:
                 pass  # `_on_error` has been told why
             except (_InterruptedError, Error, OSError, ValueError, TimeoutError) as exc:
-                self._reason = _reason(exc)
+                self._reason = reason_of(exc)
             except Exception as exc:  # nats-py raises what it meets
-                self._reason = f"{type(exc).__name__}: {_reason(exc)}"
+                self._reason = f"{type(exc).__name__}: {reason_of(exc)}"
             delay = _FIRST_DELAY if self._moved > moved else min(2 * delay, _MAX_DELAY)
             await asyncio.sleep(delay)
 
@@ -393,7 +351,7 @@ class NatsSink(Sink):
         self._next_base = (self._last, self._base)
         self._changed.set()
 
-    async def _send(self, client: _Client) -> None:
+    async def _send(self, client: NatsClient) -> None:
         sent = 0
         while self._unsent and not self._refusal and not client.is_closed:
             message = self._unsent.popleft()
@@ -450,16 +408,18 @@ class NatsSink(Sink):
 
     # The connection.
 
-    async def _connected(self) -> _Client:
+    async def _connected(self) -> NatsClient:
         if self._client and self._client.is_connected:
             return self._client
         await self._disconnect()
-        client = self._client = _Client()
-        options = self._connect_options()
+        client = self._client = NatsClient()
+        options = connect_options(self._options)
         client.wants_tls = bool(options["tls"]) and not options["tls_handshake_first"]
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT):
-                await client.connect(self._servers, **options)
+                await client.connect(
+                    self._servers, error_cb=self._on_error, closed_cb=self._on_closed, **options
+                )
                 self._inbox = client.new_inbox()
                 await client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
         except BaseException:
@@ -477,40 +437,8 @@ class NatsSink(Sink):
                 async with asyncio.timeout(_STALL_TIMEOUT):
                     await client.close()
 
-    def _connect_options(self) -> dict[str, Any]:
-        """Return what nats-py is told: files are read anew for each connection."""
-        options = self._options
-        tls = None
-        if any(name in options for name in (*_TLS, "tlsfirst")):
-            tls = _tls_context(options)
-        if creds := options.get("creds"):
-            _check_creds(creds)
-        if nkey := options.get("nkey"):
-            _read(nkey)
-        user, token = options.get("user"), options.get("token")
-        if user and "password" not in options:
-            user, token = None, token or user
-        prefix = {"inbox_prefix": options["inbox-prefix"]} if "inbox-prefix" in options else {}
-        return prefix | {
-            "name": "zmqpull",
-            "allow_reconnect": False,
-            "max_reconnect_attempts": 1,
-            "reconnect_time_wait": 0,
-            "ping_interval": 5,
-            "pending_size": _NO_LIMIT,
-            "error_cb": self._on_error,
-            "closed_cb": self._on_closed,
-            "tls": tls,
-            "tls_handshake_first": "tlsfirst" in options,
-            "user": user,
-            "password": options.get("password"),
-            "token": token,
-            "user_credentials": creds,
-            "nkeys_seed": nkey,
-        }
-
     async def _on_error(self, exc: Exception) -> None:
-        self._reason = _reason(exc)
+        self._reason = reason_of(exc)
         if "permissions violation" in self._reason:
             self._refuse(self._reason)
         self._wake.set()
@@ -520,7 +448,7 @@ class NatsSink(Sink):
 
     # Streams.
 
-    async def _request(self, client: _Client, what: str, **values: object) -> dict[str, Any]:
+    async def _request(self, client: NatsClient, what: str, **values: object) -> dict[str, Any]:
         try:
             answer = await client.request(
                 f"{self._api}.{what}", json.dumps(values).encode(), timeout=_ANSWER_TIMEOUT / 2
@@ -534,7 +462,7 @@ class NatsSink(Sink):
             raise _InterruptedError(error["description"])
         return found
 
-    async def _look(self, client: _Client) -> dict[str, int]:
+    async def _look(self, client: NatsClient) -> dict[str, int]:
         """Find the streams, and what they take; return where each ends."""
         tokens = self._template.text.split(".")
         self._pattern = ".".join("*" if {*token} & {*"{%"} else token for token in tokens)
@@ -579,7 +507,7 @@ class NatsSink(Sink):
                 f"{self.name}: the stream {stream} is in memory: what it holds ends with its server"
             )
 
-    async def _read_tail(self, client: _Client, stream: str, end: int) -> None:
+    async def _read_tail(self, client: NatsClient, stream: str, end: int) -> None:
         """Take note of what the stream holds after what is known of it."""
         begin = self._base[stream] + 1
         self._seqs[stream] = end
@@ -630,7 +558,9 @@ class NatsSink(Sink):
                 self._held.append(before)
             held[stream] = Held(stream, first, number)
 
-    async def _make_consumer(self, client: _Client, stream: str, consumer: str, begin: int) -> None:
+    async def _make_consumer(
+        self, client: NatsClient, stream: str, consumer: str, begin: int
+    ) -> None:
         config: dict[str, object] = {
             "name": consumer,
             "deliver_policy": "by_start_sequence",
@@ -662,68 +592,3 @@ def _decode(answer: Msg) -> dict[str, Any]:
         if isinstance(values, dict):
             return values
     return {"error": {"description": "the answer is not of JetStream"}}
-
-
-def _reason(exc: Exception) -> str:
-    """Say in a few words what is wrong."""
-    if isinstance(exc, TimeoutError):
-        return "no answer"
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"TLS: {exc.verify_message}"
-    if isinstance(exc, ssl.SSLError):
-        return f"TLS: {exc.reason}"
-    if isinstance(exc, OSError) and exc.errno:
-        text = os.strerror(exc.errno) if exc.errno > 0 else str(exc.strerror)
-        return f"{exc.filename}: {text}" if exc.filename else text
-    return str(exc).removeprefix("nats: ").strip("'") or type(exc).__name__
-
-
-def _read_options(given: Mapping[str, str], login: str | None) -> dict[str, str]:
-    """
-    Return the options by name: of ``-X``, of the URL, of the environment.
-
-    Raises:
-        ValueError: If there is no such option.
-
-    """
-    unknown = {*given} - {*_OPTIONS, "unit"}
-    if unknown:
-        raise ValueError(f"-X {min(unknown)} is none of {', '.join(_OPTIONS)}")
-    options = {name: value for name, value in given.items() if name in _OPTIONS}
-    if login:
-        user, colon, password = map(unquote, login.partition(":"))
-        options = ({"user": user, "password": password} if colon else {"token": user}) | options
-    if options.get("tlsfirst", "").lower() in ("false", "no", "0"):
-        del options["tlsfirst"]
-    # The environment says who we are only if nothing else does.
-    names = _TLS if {*_AUTH} & {*options} else _TLS | _AUTH
-    found = {name: os.environ[key] for name, key in names.items() if os.environ.get(key)}
-    return found | options
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError as exc:
-        raise ValueError(f"cannot read {path}: {exc.strerror}") from exc
-
-
-def _tls_context(options: Mapping[str, str]) -> ssl.SSLContext:
-    for name in _TLS:
-        if name in options:
-            _read(options[name])
-    try:
-        context = ssl.create_default_context(cafile=options.get("tlsca"))
-        if "tlscert" in options:
-            context.load_cert_chain(options["tlscert"], options.get("tlskey"))
-    except ssl.SSLError as exc:
-        raise ValueError(f"the certificates or the key cannot be used: {exc.reason}") from exc
-    return context
-
-
-def _check_creds(path: str) -> None:
-    # nats-py would look for them for ever.
-    text = _read(path)
-    if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
-        raise ValueError(f"{path} is no file of NATS credentials")
