@@ -26,7 +26,7 @@ test: $(VENV)/.installed  ## Run all tests, against the built and installed pack
 	$(BIN)/pytest
 
 chaos: $(VENV)/.installed  ## Run the fault matrix in its long form: some 40 minutes.
-	ZMQPUSH_CHAOS=long $(BIN)/pytest -o timeout=3600 tests/model tests/test_faults.py tests/test_faults_link.py tests/test_omprog.py tests/test_rsyslog.py $(ARGS)
+	ZMQPUSH_CHAOS=long $(BIN)/pytest -o timeout=3600 tests/model tests/test_faults.py tests/test_faults_link.py tests/test_omprog.py tests/test_rsyslog.py tests/test_kafka.py tests/test_nats.py $(ARGS)
 
 fuzz: $(VENV)/.installed  ## Fuzz each target, for ten minutes unless SECONDS says otherwise; two at a time.
 	$(BIN)/python fuzz/run.py --seconds $(SECONDS) $(ARGS)
@@ -49,6 +49,7 @@ bench: $(VENV)/.installed  ## Measure, next to the C yardstick and the peers. AR
 	$(BIN)/python bench/senders.py $(if $(findstring --smoke,$(ARGS)),--smoke)
 	$(BIN)/python bench/fleet.py $(if $(findstring --smoke,$(ARGS)),--smoke)
 	$(BIN)/python bench/rsyslog.py $(if $(findstring --smoke,$(ARGS)),--smoke)
+	$(BIN)/python bench/sinks.py $(if $(findstring --smoke,$(ARGS)),--smoke)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ memory; several hundred share a process. First all connect, then all ship. All w
 one file, since with a file each (--to with {type}) it would be the opening of files that is
 measured. Each record names its sender and has a number, so the file tells what was lost,
 came twice or is out of order. Everything stays on loopback. Prints the table of
-docs/reliability.md, and exits with 1 if a record is lost or there twice.
+docs/performance.md, and exits with 1 if a record is lost or there twice.
 """
 
 import argparse
