@@ -27,6 +27,8 @@ from zmqpush.telemetry import Reporter
 # A sink that stalls is tried again after so long, then after twice as long and so on, in
 # seconds.
 _FIRST_DELAY, _MAX_DELAY = 0.1, 2.0
+# Of one stall so many reasons are told.
+_MAX_REASONS = 5
 # The name of a mark that says which records of a stream are in the sink, and not acknowledged.
 _HELD = "held:"
 
@@ -126,14 +128,16 @@ class Writer:
         """
         if self._held:
             batches = [part for batch in batches for part in self._not_held(batch)]
+        if not batches:
+            return
         records = sum(batch.records for batch in batches)
-        plain = records if batches and not batches[0].stream else 0
+        plain = 0 if batches[0].stream else records
         self._plain_waiting += plain
         async with self._writing:
             self._plain_waiting -= plain
             self._recent.append((records, bool(plain)))
             self.given += records
-            self._unsynced = self._unsynced or records > 0
+            self._unsynced = True
             await self._when_possible(partial(self.sink.write, batches))
             left = self.sink.unwritten
             while self._recent and sum(records for records, _ in self._recent) > left:
@@ -241,16 +245,16 @@ class Writer:
     async def _when_possible(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Do something again and again until the sink does not stall."""
         delay = _FIRST_DELAY
-        told = ""
+        told: set[str] = set()
         while True:
             try:
                 result = await attempt()
             except SinkStalledError as exc:
                 if self._stalled_since is None:
                     self._stalled_since = time.monotonic()
-                if str(exc) != told:
-                    told = str(exc)
-                    self._reporter.warn(f"cannot write to {told}: waiting")
+                if str(exc) not in told and len(told) < _MAX_REASONS:
+                    told.add(str(exc))
+                    self._reporter.warn(f"cannot write to {exc}: waiting")
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _MAX_DELAY)
             else:
