@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import time
@@ -12,7 +13,18 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos import Pipeline, compare, fault_points, kill, killed, number_of, patched, resident_bytes
+from chaos import (
+    DOSE,
+    Pipeline,
+    compare,
+    fault_points,
+    kill,
+    killed,
+    number_of,
+    patched,
+    resident_bytes,
+    spooled,
+)
 from engines import (
     DISCONNECT,
     PRODUCE,
@@ -384,6 +396,11 @@ class KafkaPipeline(Pipeline):
     def written(self):
         return [number_of(record.value) for record in self.kafka.read("logs")]
 
+    def look_what_is_safe(self):
+        safe = {*spooled(self.spool), *self.written()}
+        self.fed = max(safe)
+        assert len(safe) == self.fed
+
     def verify(self):
         lost, too_often = compare(self.written(), range(1, self.fed + 1))
         assert not lost, f"of {self.fed} {len(lost)} are lost: {lost[:10]}"
@@ -409,6 +426,32 @@ def test_a_receiver_that_is_killed_repeats_nothing_with_a_state(start, tmp_path,
         kill(receiver)
     kafka.slow(0)
     receiver = pipeline.receive()
+    sender.stdin.close()
+    assert sender.wait(PATIENCE) == 0, sender.stderr.read()
+
+    pipeline.finish(receiver)
+
+
+@needs_mock_kafka
+@STATES
+def test_nothing_is_lost_or_repeated_whoever_is_killed(start, tmp_path, kafka, options):
+    """Both ends, again and again, in any order: lost 0, repeated 0."""
+    victims = ["receiver", "sender"] * DOSE.kills
+    random.Random(1).shuffle(victims)
+    pipeline = KafkaPipeline(start, tmp_path, kafka, *options)
+    receiver, sender = pipeline.receive(), pipeline.send("-q")
+    for victim in victims:
+        enough = len(pipeline.written()) + 200
+        while len(pipeline.written()) < enough:
+            pipeline.put(sender, 100)
+        pipeline.put(sender, 1000)
+        if victim == "receiver":
+            kill(receiver)
+            receiver = pipeline.receive()
+        else:
+            kill(sender)
+            pipeline.look_what_is_safe()
+            sender = pipeline.send("-q")
     sender.stdin.close()
     assert sender.wait(PATIENCE) == 0, sender.stderr.read()
 
