@@ -6,7 +6,8 @@ import os
 import zmq
 
 from zmqpush.core.frames import MAX_CREDIT_BLOCKS, MAX_FRAME_BYTES
-from zmqpush.guard import ANONYMOUS, Guard
+from zmqpush.core.receiver import ANONYMOUS
+from zmqpush.guard import Guard
 from zmqpush.links import MAX_REPLY_BYTES, NOBLOCK, POLLOUT, TURN_BYTES, TURN_FRAMES, Link
 from zmqpush.settings import Endpoints
 

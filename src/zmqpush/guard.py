@@ -17,14 +17,13 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
+from zmqpush.core.receiver import ANONYMOUS
 from zmqpush.errors import KeyFileError
 from zmqpush.key_lists import Admitted, read_admitted
 from zmqpush.keys import KeyPair, find_public, fingerprint, read_pair
 from zmqpush.settings import ALLOW_ANY, Security
 from zmqpush.telemetry import Reporter
 
-# What a peer without CURVE is called.
-ANONYMOUS = "anonymous"
 # Never empty: with a domain libzmq refuses peers that speak ZMTP 1 or 2, which anything is
 # taken for that sends bytes, and which know nothing of encryption.
 _DOMAIN = b"zmqpush"

@@ -22,18 +22,18 @@ from collections.abc import Mapping
 
 from zmqpush.acked_links import RouterLink
 from zmqpush.core.envelope import Payload
-from zmqpush.core.receiver import Arrival, Key, Receiver
+from zmqpush.core.receiver import Arrival, Receiver
 from zmqpush.core.records import RecordDecoder
 from zmqpush.descriptors import allow_many_descriptors
 from zmqpush.endings import Ending
 from zmqpush.errors import EXIT_IO, EXIT_LOSS, SinkClosedError, SinkError, StateError
 from zmqpush.faults import fault_point
-from zmqpush.guard import ANONYMOUS, Guard
+from zmqpush.guard import Guard
 from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
 from zmqpush.sinks import Batch
 from zmqpush.telemetry import Reporter
-from zmqpush.writer import Writer
+from zmqpush.writer import Writer, stream_name
 
 # What a byte that is not yet acknowledged costs: the allocator and the connections want
 # their share, too.
@@ -255,7 +255,7 @@ class Puller:
             forgotten = self._receiver.take_forgotten()
             moved = self._receiver.take_accepted()
             batches = [
-                Batch(block.payload, block.records, labels, _stream_name(key), block.first)
+                Batch(block.payload, block.records, labels, stream_name(key), block.first)
                 for key, labels, block in arrivals
             ]
             await self._writer.write(batches)
@@ -297,11 +297,6 @@ class Puller:
         }
         told = [f", {number} {what}" for what, number in numbers.items() if number]
         self._reporter.notice(f"{self._writer.written} records written" + "".join(told))
-
-
-def _stream_name(key: Key) -> str:
-    principal, stream = key
-    return stream if principal == ANONYMOUS else f"{principal}/{stream}"
 
 
 def _by_labels(payload: Payload) -> list[Batch]:

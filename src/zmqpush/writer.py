@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from zmqpush.core.held import HeldRecords
-from zmqpush.core.receiver import Floor, Key, Progress
+from zmqpush.core.receiver import ANONYMOUS, Floor, Key, Progress
 from zmqpush.errors import SinkStalledError
 from zmqpush.faults import fault_point
 from zmqpush.settings import PullSettings
@@ -29,8 +29,10 @@ from zmqpush.telemetry import Reporter
 _FIRST_DELAY, _MAX_DELAY = 0.1, 2.0
 # Of one stall so many reasons are told.
 _MAX_REASONS = 5
-# The name of a mark that says which records of a stream are in the sink, and not acknowledged.
-_HELD = "held:"
+# Files that are idle are closed by a sync, so there is one now and then, in seconds.
+_IDLE_SYNC = 60.0
+# What an engine holds of a stream that does not come back is forgotten, in seconds.
+_HELD_EXPIRY = 30 * 86400
 
 _T = TypeVar("_T")
 
@@ -71,11 +73,13 @@ class Writer:
         self._background = ThreadPoolExecutor(1)  # changes the state, in order
         self._writing = asyncio.Lock()
         self._held = HeldRecords()
-        self._no_longer_held: list[str] = []  # streams, since the last commit
+        self._held_marks: dict[str, list[str]] = {}  # their names, by stream
+        self._no_longer_held: list[str] = []  # names of marks, since the last commit
         self._unsynced = False  # something was written since the last sync
+        self._synced_at = time.monotonic()
         self._rotation_due = False
         self._stalled_since: float | None = None
-        self._plain_waiting = 0  # records for their turn
+        self._plain_waiting = 0  # records for their turn, or for a place for dead letters
         self._recent: deque[tuple[int, bool]] = deque()  # records, and whether they are plain
         self.given = 0
         self.rejected = 0
@@ -108,15 +112,38 @@ class Writer:
 
         """
         marks = self._state.marks() if self._state else {}
-        for held in await self._when_possible(partial(self.sink.open, marks)):
-            self._held.add(held.stream, held.first, held.records)
-        for name, text in marks.items():
-            if name.startswith(_HELD) and text:
-                self._held.add_text(name.removeprefix(_HELD), text)
-        if self._held:
-            # The sink's marks move on, and its tail is not read again.
-            texts = {_HELD + stream: self._held.to_text(stream) for stream in self._held.streams}
-            await self._remember(marks=texts)
+        found = await self._when_possible(partial(self.sink.open, marks))
+        if self.sink.durability == "engine" and self._dead_letters:
+            Output(str(self._dead_letters)).close()  # whether it can be written is known now
+        changed = self._take_held(marks)
+        by_place: dict[str, HeldRecords] = {}
+        for stream, first, records, place in found:
+            self._held.add(stream, first, records)
+            by_place.setdefault(place, HeldRecords()).add(stream, first, records)
+        for place, held in by_place.items():
+            for stream in held:
+                name = _held_name(self.sink.name, place, stream)
+                self._held_marks.setdefault(stream, []).append(name)
+                changed[name] = f"{time.time():.0f} {held.to_text(stream)}"
+        if changed:
+            # Before the sink's marks move on: its tail is not read again.
+            await self._remember(marks=changed)
+
+    def _take_held(self, marks: Marks) -> dict[str, str | None]:
+        """Note what earlier openings have found; return the marks to forget."""
+        forgotten: dict[str, str | None] = {}
+        for name, value in marks.items():
+            if not value or not name.startswith(_held_name()):
+                continue
+            sink, place, stream = name.removeprefix(_held_name()).split("\n")
+            since, text = value.split()
+            is_old = float(since) < time.time() - _HELD_EXPIRY
+            if is_old or sink != self.sink.name or not self.sink.has(place):
+                forgotten[name] = None
+            else:
+                self._held.add_text(stream, text)
+                self._held_marks.setdefault(stream, []).append(name)
+        return forgotten
 
     async def write(self, batches: Sequence[Batch]) -> None:
         """
@@ -140,8 +167,9 @@ class Writer:
             self._unsynced = True
             await self._when_possible(partial(self.sink.write, batches))
             left = self.sink.unwritten
-            while self._recent and sum(records for records, _ in self._recent) > left:
-                self._recent.popleft()
+            total = sum(records for records, _ in self._recent)
+            while self._recent and total - self._recent[0][0] >= left:
+                total -= self._recent.popleft()[0]
 
     def _not_held(self, batch: Batch) -> Iterator[Batch]:
         stream = batch.stream
@@ -150,12 +178,15 @@ class Writer:
             return
         missing = self._held.missing(stream, batch.first, batch.records)
         if self._held.ends_by(stream, batch.first + batch.records - 1):
-            self._held.forget(stream)
-            self._no_longer_held.append(stream)
+            self._forget_held(stream)
         lines = bytes(batch.payload).split(b"\n") if missing else []
         for first, records in missing:
             payload = b"\n".join([*lines[first - batch.first :][:records], b""])
             yield batch._replace(payload=payload, records=records, first=first)
+
+    def _forget_held(self, stream: str) -> None:
+        self._held.forget(stream)
+        self._no_longer_held += self._held_marks.pop(stream)
 
     async def commit(self, moved: Sequence[Progress], forgotten: Sequence[Key]) -> None:
         """
@@ -170,14 +201,19 @@ class Writer:
             StateError: If it cannot be remembered.
 
         """
-        marks: dict[str, str | None] = {_HELD + stream: None for stream in self._no_longer_held}
+        for key in forgotten:
+            if (stream := stream_name(key)) in self._held:
+                self._forget_held(stream)
+        marks: dict[str, str | None] = dict.fromkeys(self._no_longer_held)
         self._no_longer_held.clear()
-        if self._unsynced:
+        if self._unsynced or time.monotonic() > self._synced_at + _IDLE_SYNC:
             self._unsynced = False
             synced = await self._when_possible(self._sync)
+            self._synced_at = time.monotonic()
             marks |= synced.marks
             if synced.rejected:
-                await self._bury(synced.rejected)
+                async with self._writing:  # nothing more is refused meanwhile
+                    await self._bury(synced.rejected)
         if moved or forgotten or marks:
             await self._remember(moved=moved, marks=marks, forgotten=forgotten)
         if self._rotation_due and not self._writing.locked():
@@ -193,6 +229,8 @@ class Writer:
     async def _bury(self, rejected: Sequence[Rejection]) -> None:
         """Write down what the sink refuses; without a place for it, wait for the end."""
         self.rejected += len(rejected)
+        plain = sum(not rejection.stream for rejection in rejected)
+        self._plain_waiting += plain
         first = rejected[0]
         what = f"{self.sink.name} refuses {len(rejected)} records ({first.reason})"
         if self._dead_letters is None:
@@ -206,6 +244,7 @@ class Writer:
             await asyncio.get_running_loop().run_in_executor(None, output.sync)
         finally:
             output.close()
+        self._plain_waiting -= plain
         fault_point("engine-buried")
 
     def rotate(self) -> None:
@@ -265,6 +304,17 @@ class Writer:
                         f"writing to {self.sink.name} again (after {seconds:.1f} s)"
                     )
                 return result
+
+
+def stream_name(key: Key) -> str:
+    """Return what a stream is called in a sink: with the key of its sender, if there is one."""
+    principal, stream = key
+    return stream if principal == ANONYMOUS else f"{principal}/{stream}"
+
+
+def _held_name(*parts: str) -> str:
+    """Return the name of the mark for what a sink holds, at a place, of a stream."""
+    return "held\n" + "\n".join(parts)
 
 
 def _dead_letter(rejection: Rejection, sink: str) -> bytes:

@@ -1,6 +1,6 @@
 """Records that a sink holds and that no sender was told of: its receiver died in between."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 
 class HeldRecords:
@@ -12,13 +12,11 @@ class HeldRecords:
     def __bool__(self) -> bool:
         return bool(self._ranges)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ranges)
+
     def __contains__(self, stream: str) -> bool:
         return stream in self._ranges
-
-    @property
-    def streams(self) -> Iterable[str]:
-        """The streams."""
-        return self._ranges.keys()
 
     def add(self, stream: str, first: int, records: int) -> None:
         """Add records, some of which may be there."""

@@ -45,6 +45,10 @@ _PENDING_FACTOR = 2
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 
 
+# The principal of a peer without CURVE.
+ANONYMOUS = "anonymous"
+
+
 class Floor(NamedTuple):
     """What a receiver remembers of a stream: how much it holds, and which run sent the last."""
 
@@ -172,7 +176,7 @@ class Receiver:
         return len(self._sessions)
 
     def receive(
-        self, peer: bytes, frame: bytes | memoryview, now: float, principal: str = "anonymous"
+        self, peer: bytes, frame: bytes | memoryview, now: float, principal: str = ANONYMOUS
     ) -> Arrival | None:
         """
         Take a frame from a sender.

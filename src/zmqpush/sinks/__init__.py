@@ -63,11 +63,12 @@ class Synced(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Records of a stream that are in the sink."""
+    """Records of a stream that are in the sink, at some place in it."""
 
     stream: str
     first: int
     records: int
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,13 +134,17 @@ class Sink(Protocol):
         """
         ...
 
+    def has(self, place: str) -> bool:
+        """Whether what an earlier :meth:`open` found at a place is there still."""
+        return True
+
     async def write(self, batches: Sequence[Batch]) -> None:
         """Take records, in order; when this returns they may still be on their way."""
         ...
 
     async def sync(self) -> Synced:
         """
-        Make safe what was written before this call, and there is something.
+        Make safe what was written before this call, if there is something.
 
         While it waits, :meth:`write` may be called.
         """

@@ -11,10 +11,11 @@ fight with it for each confirmation. Whatever blocks has a thread.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -38,9 +39,8 @@ _PIECE = 1000
 _WINDOW = 100_000
 # When nothing has moved for so long it is a stall, in seconds.
 _PATIENCE = 1.0
-# Marks are renewed so often; topics that are not written to are forgotten, and an error explains
-# a stall, so long; in seconds.
-_REFRESH, _IDLE, _RECENT = 2.0, 60.0, 15.0
+# Marks are renewed so often, and an error explains a stall so long, in seconds.
+_REFRESH, _RECENT = 2.0, 15.0
 _POLL_INTERVAL = 1.0
 # Errors of a record that will be refused whenever it comes, if it comes alone.
 _REFUSED = {
@@ -126,6 +126,7 @@ class KafkaSink(Sink):
         self._context = context
         self._producer: Producer | None = None
         self._broken: KafkaError | None = None  # the producer is, for good
+        self._old: list[Producer | None] = []  # that a new one takes the place of
         self._thread = ThreadPoolExecutor(1)
         self._call: tuple[Any, Any, asyncio.Future[Any]] | None = None  # that goes on there
         self._lock = asyncio.Lock()
@@ -143,8 +144,10 @@ class KafkaSink(Sink):
         self._error: tuple[float, str] = (0.0, "")  # the last, and when
         self._held: dict[str, list[range]] = {}  # what is in topics already, and to do
         self._offsets: dict[str, dict[int, int]] = {}  # that are remembered, by topic
-        self._used: dict[str, float] = {}  # when a topic was written to
-        self._refresh_at = 0.0
+        self._used: dict[str, None] = {}  # topics that are written to
+        self._ends: dict[str, dict[int, int]] = {}  # of topics, since the last sync
+        self._asking: asyncio.Task[None] | None = None
+        self._ask_at = 0.0
         self._marks: dict[str, str | None] = {}
 
     @property
@@ -165,8 +168,9 @@ class KafkaSink(Sink):
 
         """
         for name, mark in marks.items():
-            if name.startswith("kafka:") and mark:
-                topic, _, partition = name.removeprefix("kafka:").rpartition("/")
+            whose, _, place = name.partition("\n")
+            if whose == self.name and mark:
+                topic, _, partition = place.rpartition("/")
                 self._offsets.setdefault(topic, {})[int(partition)] = int(mark)
         await self._connect()
         if not self._template.varies:
@@ -178,7 +182,8 @@ class KafkaSink(Sink):
     async def _connect(self) -> None:
         if self._producer is None:
             self._producer = await self._run(self._client.connect, self._note_failure)
-        self._held = await self._run(self._client.read_tail, self._offsets)
+        known = self._offsets if self._context.remembers else {}
+        self._held = await self._run(self._client.read_tail, known)
 
     async def write(self, batches: Sequence[Batch]) -> None:
         """
@@ -229,7 +234,7 @@ class KafkaSink(Sink):
 
     async def close(self) -> Marks:
         """Forget the marks: all is safe."""
-        return dict.fromkeys(_mark_names(self._offsets))
+        return dict.fromkeys(name for topic in self._offsets for name in self._marks_of(topic))
 
     # Producing.
 
@@ -304,13 +309,19 @@ class KafkaSink(Sink):
 
     async def _settle(self) -> None:
         """Have all confirmed; then marks may move."""
+        ends, self._ends = self._ends, {}
         await self._produce()
         while self._unconfirmed:
             await self._confirm()
             await self._produce()
         self._settled()
         self._held.clear()
-        await self._refresh()
+        # All that was there when these were asked for is confirmed now.
+        for topic, found in ends.items():
+            self._offsets[topic] = found
+            self._marks |= self._marks_of(topic)
+        if self._context.remembers and not self._asking and time.monotonic() > self._ask_at:
+            self._asking = asyncio.create_task(self._ask_for_ends())
 
     async def _confirm(self) -> None:
         """Wait until what is produced is confirmed, or is to do again."""
@@ -348,7 +359,7 @@ class KafkaSink(Sink):
         refused = [each for each in failed if each[0].code() in _REFUSED]
         others = [error for error, _ in failed if error.code() not in _REFUSED | _INNOCENT]
         if refused and self._unconfirmed == 1:
-            for item in self._matching(refused):
+            for item in self._matching(refused) or ():
                 self._reject(item, item.seq, item.records[0], refused[0][0])
             self._settled()
         elif self._client.transactional:
@@ -359,7 +370,10 @@ class KafkaSink(Sink):
             if refused:
                 # Some of them, of which none may be to blame: in smaller numbers.
                 self._window = max(1, len(failed) // 2)
-            again = [*self._matching(failed)]
+            again = self._matching(failed)
+            if again is None:
+                self._broken = failed[0][0]  # the topics tell what is there
+                return
             self._settled()
             self._todo.extendleft(reversed(again))
         if others:
@@ -378,16 +392,23 @@ class KafkaSink(Sink):
             for place, record in item.unconfirmed():
                 yield item, place, record
 
-    def _matching(self, failed: Sequence[tuple[KafkaError, Any]]) -> Iterator[_Item]:
-        """Yield what has failed as batches of one: a report tells neither headers nor number."""
+    def _matching(self, failed: Sequence[tuple[KafkaError, Any]]) -> list[_Item] | None:
+        """
+        Return what has failed as batches of one: a report tells neither headers nor number.
+
+        None, if some are like others that have not failed.
+        """
         wanted = Counter((m.topic(), m.key() or b"", m.value() or b"") for _, m in failed)
+        found: Counter[tuple[str, bytes, bytes]] = Counter()
+        items = []
         for item, place, record in self._all_unconfirmed():
             batch = item.batch
             what = (item.topic, batch.stream.encode(), record)
-            if wanted[what]:
-                wanted[what] -= 1
+            if what in wanted:
+                found[what] += 1
                 one = Batch(record + b"\n", 1, batch.labels, batch.stream, batch.first + place)
-                yield _Item(item.topic, one, [record])
+                items.append(_Item(item.topic, one, [record]))
+        return items if found == wanted else None
 
     async def _commit(self) -> None:
         assert self._producer
@@ -408,13 +429,20 @@ class KafkaSink(Sink):
         assert self._broken
         if self._broken.code() in _FENCED and self._client.transactional:
             raise SinkError(f"{self.name}: another process uses this transactional.id")
+        if not self._old:
+            self._old, self._producer = [self._producer], None
         self._in_transaction = self._aborting = False
-        old, self._producer = [self._producer], None
-        await self._in_thread(old.clear)  # it takes a while to end
+        # Each step goes on where it was, if this is called again.
+        if self._old[0] is not None:
+            await self._in_thread(self._end_old)  # it takes a while to end
         await self._connect()
+        self._old = []
         self._broken = None
         self._failed.clear()
         self._rewind()
+
+    def _end_old(self) -> None:
+        self._old[0] = None
 
     # Waiting.
 
@@ -513,40 +541,33 @@ class KafkaSink(Sink):
 
     async def _know(self, topic: str) -> None:
         """Remember where a topic ends before anything is written to it."""
-        if topic not in self._used:
-            if not self._context.remembers:
-                await self._run(self._client.check, topic)
-            elif topic not in self._offsets:
-                extents = await self._run(self._client.extents, topic)
-                self._offsets[topic] = {place: end for place, (_, end) in extents.items()}
-                await self._context.remember(self._marks_of(topic))
-        self._used[topic] = time.monotonic()
+        self._used[topic] = None
+        if topic in self._offsets:
+            return
+        if not self._context.remembers:
+            await self._run(self._client.check, topic)
+            self._offsets[topic] = {}
+            return
+        extents = await self._run(self._client.extents, topic)
+        self._offsets[topic] = {place: end for place, (_, end) in extents.items()}
+        await self._context.remember(self._marks_of(topic))
 
     def _marks_of(self, topic: str) -> dict[str, str]:
         ends = self._offsets[topic]
-        return {f"kafka:{topic}/{partition}": str(end) for partition, end in ends.items()}
+        return {f"{self.name}\n{topic}/{place}": str(end) for place, end in ends.items()}
 
-    async def _refresh(self) -> None:
-        """Let marks follow, now that all is confirmed, and forget topics that are not used."""
-        now = time.monotonic()
-        if now < self._refresh_at or not self._context.remembers:
-            return
-        self._refresh_at = now + _REFRESH
-        for topic in [*self._offsets]:
-            if self._used.get(topic, 0.0) < now - _IDLE:
-                self._marks |= dict.fromkeys(_mark_names({topic: self._offsets.pop(topic)}))
-                self._used.pop(topic, None)
-                continue
-            try:
-                extents = await self._in_thread(self._client.extents, topic)
-            except (KafkaException, SinkStalledError):
-                return  # the older marks are good, too
-            self._offsets[topic] = {place: end for place, (_, end) in extents.items()}
-            self._marks |= self._marks_of(topic)
-
-
-def _mark_names(offsets: Mapping[str, Mapping[int, int]]) -> list[str]:
-    return [f"kafka:{topic}/{place}" for topic, places in offsets.items() for place in places]
+    async def _ask_for_ends(self) -> None:
+        """Ask where the topics end that were written to since this was asked last."""
+        topics, self._used = [*self._used], {}
+        ends: dict[str, dict[int, int]] = {}
+        loop = asyncio.get_running_loop()
+        for topic in topics:
+            with contextlib.suppress(KafkaException):  # the older marks are good, too
+                extents = await loop.run_in_executor(None, self._client.extents, topic)
+                ends[topic] = {place: end for place, (_, end) in extents.items()}
+        self._ends = ends
+        self._ask_at = time.monotonic() + _REFRESH
+        self._asking = None
 
 
 def _parse(to: str) -> tuple[str, str]:

@@ -37,7 +37,7 @@ _WHAT = "subjects", "logs.{type}.{host}"
 _BAD_SUBJECT = re.compile(r"^\$|^\.|\.\.|\.$|[\x00-\x20\x7f*>\ud800-\udfff]")
 _UNSAFE = re.compile(r"^\$|[\s\x00-\x1f\x7f.*>\ud800-\udfff]")
 _MAX_LABEL_BYTES = 200
-_ID = re.compile(r"(.+):(\d{1,19})")
+_ID = re.compile(r"(.+):(\d{1,19})(?:-(\d{1,19}))?")
 # What of a message's size is left to its headers.
 _HEADER_BYTES = 256
 # What may be on its way; a server takes 10,000 messages at once for a stream, of all its clients.
@@ -64,12 +64,14 @@ class _Message:
     first: int
     records: int
     position: int
-    sent: bool = False
+    sent_at: float = 0.0  # 0: it is not sent
     done: bool = False
 
     @property
     def id(self) -> str:
-        return f"{self.stream}:{self.first}"
+        """The name; of many records it says how many, since they may be cut in another way."""
+        last = f"-{self.first + self.records - 1}" if self.records > 1 else ""
+        return f"{self.stream}:{self.first}{last}"
 
 
 class NatsSink(Sink):
@@ -123,7 +125,6 @@ class NatsSink(Sink):
         self._client: NatsClient | None = None
         self._tokens = count()
         self._inbox = ""
-        self._answered = 0.0
         self._refusal = ""
         self._reason = "no answer"
         self._error: SinkError | None = None
@@ -153,6 +154,11 @@ class NatsSink(Sink):
             self._task = asyncio.create_task(self._run())
         await self._until(lambda: self._is_open)
         return self._held
+
+    def has(self, place: str) -> bool:
+        """Whether a stream is the one that it was, and not one that was made anew."""
+        stream, _, made = place.partition(" ")
+        return self._made.get(stream) == made
 
     async def write(self, batches: Sequence[Batch]) -> None:
         """
@@ -312,7 +318,7 @@ class NatsSink(Sink):
         self._refusal = ""
         client = await self._connected()
         ends = await self._look(client)
-        if not self._is_open or any(message.sent for message in self._pending):
+        if not self._is_open or any(message.sent_at for message in self._pending):
             for stream, end in ends.items():
                 await self._read_tail(client, stream, end)
         self._line_up()
@@ -329,7 +335,8 @@ class NatsSink(Sink):
             if self._refusal:
                 await self._let_all_arrive()
                 raise _InterruptedError(self._refusal)
-            if self._waiting and time.monotonic() > self._answered + _ANSWER_TIMEOUT:
+            oldest = next(iter(self._waiting.values()), None)  # sent first
+            if oldest and time.monotonic() > oldest.sent_at + _ANSWER_TIMEOUT:
                 await self._disconnect()
         raise _InterruptedError("no answer")
 
@@ -339,7 +346,7 @@ class NatsSink(Sink):
         for message in pending:
             if message.done:
                 continue
-            message.sent = False
+            message.sent_at = 0.0
             self._bytes -= len(message.payload)
             small = len(message.payload) <= self._limit
             for piece in (message,) if small else self._cut(message):
@@ -358,11 +365,9 @@ class NatsSink(Sink):
             headers = {"Nats-Msg-Id": message.id}
             if self._unit is NatsUnit.BLOCK:
                 headers["Records"] = str(message.records)
-            if not self._waiting:
-                self._answered = time.monotonic()
             token = str(next(self._tokens))
             self._waiting[token] = message
-            message.sent = True
+            message.sent_at = time.monotonic()
             reply = f"{self._inbox}.{token}"
             await client.publish(message.subject, message.payload, reply, headers)
             sent += 1
@@ -382,16 +387,15 @@ class NatsSink(Sink):
         message = self._waiting.pop(answer.subject.rpartition(".")[2], None)
         if not message:
             return
-        self._answered = time.monotonic()
         values = _decode(answer)
         if error := values.get("error"):
-            message.sent = False
+            message.sent_at = 0.0
             if error.get("err_code") == _TOO_LARGE and message.records == 1:
                 self._reject(message.payload, message.stream, message.first)
                 self.unwritten += 1
                 self._confirm(message)
             else:
-                self._refuse(f"{message.subject}: {error['description']}")
+                self._refuse(f"{message.subject}: {error.get('description', 'refused')}")
         else:
             stream = values["stream"]
             if stream not in self._seqs:
@@ -513,7 +517,7 @@ class NatsSink(Sink):
         self._seqs[stream] = end
         if begin > end:
             return
-        ours = {message.id: message for message in self._pending if message.sent}
+        ours = {message.id: message for message in self._pending if message.sent_at}
         held: dict[str, Held] = {}
         consumer = f"zmqpull-{secrets.token_hex(8)}"
         await self._make_consumer(client, stream, consumer, begin)
@@ -542,21 +546,24 @@ class NatsSink(Sink):
             if name in ours:
                 self._confirm(ours[name])
             elif not self._is_open and (match := _ID.fullmatch(name)):
-                self._hold(held, match[1], int(match[2]), headers.get("Records", ""))
+                place = f"{stream} {self._made[stream]}"
+                first = int(match[2])
+                self._hold(held, match[1], first, int(match[3] or first) - first + 1, place)
         self._held += held.values()
         await subscription.unsubscribe()
         with contextlib.suppress(_InterruptedError):
             await self._request(client, f"CONSUMER.DELETE.{stream}.{consumer}")
 
-    def _hold(self, held: dict[str, Held], stream: str, first: int, records: str) -> None:
-        number = int(records) if records.isdecimal() else 1
+    def _hold(
+        self, held: dict[str, Held], stream: str, first: int, records: int, place: str
+    ) -> None:
         before = held.get(stream)
         if before and before.first + before.records == first:
-            held[stream] = Held(stream, before.first, before.records + number)
-        else:
+            held[stream] = Held(stream, before.first, before.records + records, place)
+        elif records > 0:
             if before:
                 self._held.append(before)
-            held[stream] = Held(stream, first, number)
+            held[stream] = Held(stream, first, records, place)
 
     async def _make_consumer(
         self, client: NatsClient, stream: str, consumer: str, begin: int
@@ -589,6 +596,6 @@ def _decode(answer: Msg) -> dict[str, Any]:
         return {"error": {"description": "no stream takes it"}}
     with contextlib.suppress(ValueError):
         values = json.loads(answer.data)
-        if isinstance(values, dict):
+        if isinstance(values, dict) and ("error" in values or "seq" in values or "type" in values):
             return values
     return {"error": {"description": "the answer is not of JetStream"}}
