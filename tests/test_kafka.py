@@ -458,6 +458,44 @@ def test_nothing_is_lost_or_repeated_whoever_is_killed(start, tmp_path, kafka, o
     pipeline.finish(receiver)
 
 
+@needs_mock_kafka
+def test_a_producer_that_is_given_up_is_replaced_however_slow_that_is(
+    kafka, deliver_to, endpoint, tmp_path
+):
+    child = deliver_to(kafka.url("logs"), "-q", "--state", tmp_path / "state")
+    with bare(zmq.DEALER, endpoint) as peer:
+        _, session = greet(peer)
+        deliver(peer, session, 1, b"1")
+        kafka.slow(300)
+        kafka.fail(PRODUCE, 2, 45)  # out of order: fatal
+        deliver(peer, session, 2, b"2", b"3")
+        kafka.slow(0)
+    finish(child)
+
+    assert sorted(values(kafka.read("logs"))) == [b"1", b"2", b"3"]
+
+
+@needs_mock_kafka
+def test_of_records_that_are_alike_each_keeps_its_number(kafka, deliver_to, endpoint, tmp_path):
+    batches = ("-X", "batch.num.messages=5")
+    child = deliver_to(kafka.url("logs"), "-q", "--state", tmp_path / "state", *batches)
+    with bare(zmq.DEALER, endpoint) as peer:
+        _, session = greet(peer)
+        deliver(peer, session, 1, b"x")
+        kafka.slow(30)
+        before = kafka.requests(PRODUCE)
+        peer.send(encode(Data.of(2, 40, b"x\n" * 40), session))
+        wait_until(lambda: kafka.requests(PRODUCE) > before)
+        kafka.fail(PRODUCE, 1, 10)  # too large
+        while receive(peer, Ack)[0].acked < 41:
+            pass
+        kafka.slow(0)
+    finish(child)
+
+    numbers = [int(dict(record.headers)["first"]) for record in kafka.read("logs")]
+    assert sorted(numbers) == [*range(1, 42)]
+
+
 @needs_real_kafka
 @STATES
 def test_the_same_with_a_broker_that_is_no_mock(start, tmp_path, real_kafka, options):

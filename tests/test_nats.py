@@ -24,18 +24,19 @@ from chaos import (
 )
 from engines import certificate, needs_nats, needs_openssl
 from helpers import BIN, PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until, wait_until_ready
-from peers import bare, deliver, greet
+from peers import bare, deliver, greet, receive
 from proxy import Proxy
 from test_acked import statistics
 from test_docs import blocks
 from test_pull import finish
+from zmqpush.core.frames import Ack, Data, encode
 
 nats_server = engines.nats_server
 pytestmark = needs_nats
 
 SUBJECT = "logs.{type}.{host}"
 UNITS = pytest.mark.parametrize("unit", ["record", "block"])
-ID = re.compile(r"([0-9a-f]{32}):(\d+)")
+ID = re.compile(r"(\w{32}):(\d+)(?:-\d+)?")
 # Published again within this time, a message is known to the server by its name.
 WINDOW = 0.2
 
@@ -126,7 +127,9 @@ def test_every_record_arrives_once_with_a_name(pipeline, unit):
         records = message.data.count(b"\n") or 1
         assert message.data.endswith(b"\n") == (unit == "block")
         assert message.headers.get("Records") == (str(records) if unit == "block" else None)
-        (_, first) = ID.fullmatch(message.headers["Nats-Msg-Id"]).groups()
+        name = message.headers["Nats-Msg-Id"]
+        first = ID.fullmatch(name)[2]
+        assert name.endswith(f"-{int(first) + records - 1}" if records > 1 else first)
         numbers += range(int(first), int(first) + records)
     assert numbers == [*range(1, 20_001)]
     assert len({ID.fullmatch(m.headers["Nats-Msg-Id"])[1] for m in messages}) == 1
@@ -254,6 +257,79 @@ def test_a_block_that_is_there_in_part_goes_on_without_a_spool(pipeline):
     stop(receiver)
 
     pipeline.verify()
+
+
+def test_a_name_that_the_server_knows_stands_for_these_records_only(start, server, tmp_path):
+    """Killed without a state, and then the same records cut in another way: none is lost."""
+    endpoint = f"ipc://{tmp_path}/socket"
+    args = ("-qa", endpoint, "--to", f"nats://127.0.0.1:{server.port}/logs.x")
+    receiver = start(ZMQPULL, *args, env=os.environ | {"ZMQPUSH_FAULT": "engine-written"})
+    options = ("-c", endpoint, "--spool", tmp_path / "spool", "--format", "raw", "web")
+    sender = start(ZMQPUSH, *options)
+    sender.stdin.write(b"".join(b"%d\n" % number for number in range(200)))
+    sender.stdin.close()
+    assert killed(receiver)
+    wait_until(lambda: server.messages("LOGS"))
+    receiver = start(ZMQPULL, *args, "--nats-unit", "block")
+    assert sender.wait(PATIENCE) == 0
+
+    records = [r for m in server.messages("LOGS") for r in m.data.split()]
+    assert {*records} == {b"%d" % number for number in range(200)}
+
+
+@pytest.mark.parametrize("elsewhere", ["a file", "a stream made anew"])
+def test_what_one_place_held_is_not_taken_for_there_in_another(pipeline, tmp_path, elsewhere):
+    receiver = pipeline.receive(fault="engine-synced")
+    with bare(zmq.DEALER, pipeline.endpoint) as peer:
+        _, session = greet(peer)
+        peer.send(encode(Data.of(1, 1, b"one\n"), session))
+        assert killed(receiver)
+    stop(pipeline.receive())  # has remembered what it found
+    if elsewhere == "a file":
+        pipeline.url = tmp_path / "file"
+    else:
+        pipeline.server.do(lambda js: js.delete_stream("LOGS"))
+        pipeline.server.add_stream("LOGS", ["logs.>"])
+    receiver = pipeline.receive()
+    with bare(zmq.DEALER, pipeline.endpoint) as peer:
+        welcome, session = greet(peer)
+        deliver(peer, session, 1, b"one")
+    stop(receiver)
+
+    assert welcome["acked"] == 0
+    there = (tmp_path / "file").read_bytes().split() if elsewhere == "a file" else pipeline.records
+    assert there == [b"one"]
+
+
+def test_one_answer_that_is_lost_holds_nothing_up_while_others_come(start, server, tmp_path):
+    endpoint, plain = f"ipc://{tmp_path}/socket", f"ipc://{tmp_path}/plain"
+    lost = []
+
+    def lose_one(data):
+        if b"logs.x" in data and b"lost" in data and not lost:
+            lost.append(data)
+            return without_answers(data)
+        return data
+
+    with Proxy(server.port) as proxy:
+        proxy.change = lose_one
+        url = f"nats://127.0.0.1:{proxy.port}/logs.x"
+        args = ("-a", endpoint, "-b", plain, "--to", url, "--state", tmp_path / "state")
+        receiver = start(ZMQPULL, *args)
+        with bare(zmq.DEALER, endpoint) as peer, bare(zmq.PUSH, plain) as other:
+            _, session = greet(peer)
+            peer.send(encode(Data.of(1, 1, b"lost\n"), session))
+
+            def is_acknowledged():
+                other.send(b"{}")
+                time.sleep(0.1)
+                return peer.poll(0) and receive(peer, Ack)[0].acked == 1
+
+            wait_until(is_acknowledged)
+        stop(receiver)
+
+    assert lost
+    assert [m.data for m in server.messages("LOGS")].count(b"lost") == 1
 
 
 def without_answers(data):
