@@ -23,7 +23,7 @@ from helpers import BIN, PATIENCE, wait_until
 from proxy import Proxy
 
 NATS_SERVER = shutil.which("nats-server", path=f"{BIN}:{os.environ['PATH']}:/usr/sbin")
-_BATCH = 5000  # messages that are asked for at once
+_BATCH = 200  # messages that are asked for at once
 KCAT = shutil.which("kcat") or shutil.which("kafkacat")
 
 

@@ -448,7 +448,7 @@ def test_limits_that_get_tighter_are_kept_to(pipeline):
 
 def test_without_a_stream_it_says_how_to_make_one(start, nats_server, tmp_path):
     server = nats_server()
-    url = f"{server.url}/logs.{{type}}.x-{{host}}.%Y"
+    url = f"{server.url}/logs.{{type}}.{{host}}.x-%Y"
     code, out, err = finish(start(ZMQPULL, "-a", f"ipc://{tmp_path}/s", "--to", url))
 
     assert (code, out) == (78, b"")
@@ -463,6 +463,10 @@ def test_without_a_stream_it_says_how_to_make_one(start, nats_server, tmp_path):
     [
         ({"no_ack": True}, b"the stream LOGS does not acknowledge\n"),
         ({"max_msg_size": 200}, b"the stream LOGS takes no messages of this size\n"),
+        (
+            {"retention": "workqueue"},
+            b"the stream LOGS is a work queue, whose end cannot be read\n",
+        ),
     ],
 )
 def test_a_stream_that_could_hold_nothing_is_told(start, nats_server, tmp_path, config, line):

@@ -276,17 +276,25 @@ def test_a_scheme_that_nobody_knows_and_a_missing_package_are_told(shelf, tmp_pa
         ("amqp://host/x", b"Error: --to amqp:// is none of absent://, kafka://, nats://, shelf://"),
         (
             "absent://x",
-            b"Error: --to absent:// needs the Python package absent: pip install 'zmqpush[absent]'",
+            b"Error: --to absent:// needs the Python package absent: see shelf",
         ),
     ):
         code, out, err = finish(shelf("--to", to))
         assert (code, out, err.splitlines()[-1]) == (2, b"", told)
+    for to in ("Kafka:/k/logs", "kafka//k/logs", "Shelf2:///"):
+        code, out, err = finish(shelf("--to", to))
+        assert (code, out, err.splitlines()[-1][:12]) == (2, b"", b"Error: --to ")
     code, out, err = finish(shelf("-X", "whisper=1"))
     assert (code, out, err.splitlines()[-1]) == (2, b"", b"Error: shelf:// knows no {'whisper'}")
     code, out, err = finish(shelf("-X", "secret"))
     assert (code, b"secret" in err.splitlines()[-1]) == (2, False)
     code, out, err = finish(shelf("--to", tmp_path / "file", "-X", "a=1"))
     assert (code, err.splitlines()[-1]) == (2, b"Error: -X is for what --to SCHEME:// names")
+    code, out, err = finish(shelf("--nats-unit", "block"))
+    assert (code, err.splitlines()[-1]) == (2, b"Error: --nats-unit is for --to nats://")
+    also = {"ZMQPULL_OPTION": "shout=1 whisper=2"}
+    code, out, err = finish(shelf("-X", "shout=2", env=os.environ | also))
+    assert (code, err.splitlines()[-1]) == (2, b"Error: shelf:// knows no {'whisper'}")
 
 
 def test_the_state_of_the_version_before_is_read(start, endpoint, tmp_path):

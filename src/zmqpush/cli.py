@@ -368,11 +368,13 @@ Examples:
   zmqpull | jq --unbuffered .message
   zmqpull -b 'tcp://*:5014' --key collector --allow senders --to /var/log/all.ndjson
   zmqpull --ack-bind 'tcp://*:5015' --insecure --state /var/lib/zmqpull --to '%Y%m%d.ndjson'
+  zmqpull --ack-bind 'tcp://*:5015' --insecure --state /var/lib/zmqpull --to kafka://kafka1/logs
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
 file. SIGHUP reopens the files and reads --allow anew. Exit codes: 0 done, 1 something plain was
 lost at the end, 2 usage, 69 the endpoint cannot be used, 73 another process uses the state, 74
-the output or the state cannot be written, 78 bad configuration or keys.""",
+the output or the state cannot be written, 78 bad configuration or keys, or nothing in the engine
+takes the records.""",
 )
 @click.option(
     "-b",
@@ -471,13 +473,22 @@ def pull(
         settings = PullSettings(
             endpoints=plain,
             ack_endpoints=acked,
-            options=dict(option) | ({"unit": nats_unit} if nats_unit else {}),
+            options=_merged_options(option),
+            nats_unit=NatsUnit(nats_unit) if nats_unit else None,
             security=security,
             **options,
         )
         return await Puller(settings, Reporter("zmqpull", quiet=settings.quiet)).run()
 
     _run("zmqpull", main())
+
+
+def _merged_options(given: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return what -X says, and of what it does not name what the environment and the file say."""
+    from_file = (click.get_current_context().default_map or {}).get("option") or ()
+    from_environment = os.environ.get("ZMQPULL_OPTION", "").split()
+    said = [values.read_option(str(text)) for text in (*from_file, *from_environment)]
+    return dict([*said, *given])
 
 
 def _choose_defaults(options: dict[str, Any]) -> None:

@@ -52,7 +52,10 @@ def load(path: Path, known: Mapping[str, bool]) -> dict[str, Any]:
         elif name in ("field", "option") and isinstance(value, dict):
             parts = list(value.values())
         if not all(isinstance(part, str | int | float) for part in parts):
-            raise ConfigError(f"{path}: {key} cannot be {value!r}")
+            raise ConfigError(
+                f"{path}: {key} cannot be that; a value is a text or a number, and a name with "
+                "dots stands in quotes"
+            )
         if isinstance(value, dict):
             parts = [f"{field}={text}" for field, text in value.items()]
         by_name[name] = parts if known[name] else value

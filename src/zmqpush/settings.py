@@ -242,6 +242,7 @@ class PullSettings:
     ack_endpoints: Endpoints | None = None
     to: str = "-"
     options: Mapping[str, str] = field(default_factory=dict)
+    nats_unit: NatsUnit | None = None
     dead_letters: Path | None = None
     state: Path | None = None
     memory: int = 256 << 20
@@ -252,3 +253,8 @@ class PullSettings:
 
     def __post_init__(self) -> None:
         self.security.check(*filter(None, (self.endpoints, self.ack_endpoints)))
+        if self.nats_unit:
+            if not self.to.lower().startswith("nats://"):
+                raise ValueError("--nats-unit is for --to nats://")
+            # Frozen, but this is its making.
+            object.__setattr__(self, "options", {**self.options, "unit": self.nats_unit.value})

@@ -66,7 +66,7 @@ def read_field(text: str) -> tuple[str, str]:
 
 def read_option(text: str) -> tuple[str, str]:
     """Return the name and the value of ``NAME=VALUE``; the text may be secret."""
-    name, equals, value = text.partition("=")
-    if not name or not equals:
+    name, _, value = text.partition("=")
+    if not name or not value:
         raise ValueError("an option is NAME=VALUE; a good one is security.protocol=ssl")
     return name, value

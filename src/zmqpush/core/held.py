@@ -20,7 +20,14 @@ class HeldRecords:
 
     def add(self, stream: str, first: int, records: int) -> None:
         """Add records, some of which may be there."""
-        ranges = sorted([*self._ranges.get(stream, ()), (first, first + records - 1)])
+        last = first + records - 1
+        ranges = self._ranges.setdefault(stream, [])
+        if ranges and first > ranges[-1][1]:  # mostly they come in order
+            if first == ranges[-1][1] + 1:
+                first = ranges.pop()[0]
+            ranges.append((first, last))
+            return
+        ranges = sorted([*ranges, (first, last)])
         merged = ranges[:1]
         for first, last in ranges[1:]:
             if first <= merged[-1][1] + 1:

@@ -18,7 +18,8 @@ from typing import NamedTuple, Protocol
 
 from zmqpush.telemetry import Reporter
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_LIKE_A_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/|(kafka|nats)//")
 
 # What a sink wants to be told again when it is opened after a death: values by name. None
 # forgets a name. They change together with what is remembered as acknowledged, or not at all.
@@ -175,19 +176,24 @@ def make_sink(to: str, context: Context) -> Sink:
     """
     match = _SCHEME.match(to)
     if not match:
+        if _LIKE_A_SCHEME.match(to):
+            raise ValueError(f"--to {to.partition(':')[0]}: is no scheme; one is followed by ://")
         from zmqpush.sinks.files import FileSink
 
         return FileSink(to, context)
+    scheme = match[1].lower()
     found = {entry.name: entry for entry in entry_points(group="zmqpush.sinks")}
-    if match[1] not in found:
+    if scheme not in found:
         names = ", ".join(f"{name}://" for name in sorted(found))
-        raise ValueError(f"--to {match[1]}:// is none of {names}")
+        raise ValueError(f"--to {scheme}:// is none of {names}")
+    entry = found[scheme]
+    package = entry.dist.name if entry.dist else "unknown"
     try:
-        factory = found[match[1]].load()
+        factory = entry.load()
     except ImportError as exc:
-        raise ValueError(
-            f"--to {match[1]}:// needs the Python package {exc.name}: "
-            f"pip install 'zmqpush[{match[1]}]'"
-        ) from exc
-    sink: Sink = factory(to, context)
+        mend = f"pip install 'zmqpush[{scheme}]'" if package == "zmqpush" else f"see {package}"
+        raise ValueError(f"--to {scheme}:// needs the Python package {exc.name}: {mend}") from exc
+    except Exception as exc:
+        raise ValueError(f"--to {scheme}:// cannot be used, see {package}: {exc!r}") from exc
+    sink: Sink = factory(f"{scheme}{to[len(scheme) :]}", context)
     return sink

@@ -574,7 +574,12 @@ def _parse(to: str) -> tuple[str, str]:
     """Return the brokers and the template; what is wrong is not told, it may be secret."""
     match = _URL.fullmatch(to)
     brokers, _, topic = to.removeprefix("kafka://").partition("/")
-    if not match or not re.fullmatch(r"[A-Za-z0-9._-]*", _CODE.sub("", topic)):
+    ports = [int(port) for port in re.findall(r":(\d+)(?=,|$)", brokers)]
+    if (
+        not all(0 < port < 65536 for port in ports)
+        or not match
+        or not re.fullmatch(r"[A-Za-z0-9._-]*", _CODE.sub("", topic))
+    ):
         raise ValueError(f"--to kafka:// needs brokers and a topic; a good one is {_GOOD}")
     return brokers, topic
 

@@ -24,7 +24,7 @@ from typing import Any
 from nats.aio.msg import Msg
 from nats.errors import Error, NoRespondersError, NoServersError
 
-from zmqpush.errors import SinkError, SinkSetupError, SinkStalledError
+from zmqpush.errors import SinkSetupError, SinkStalledError, ZmqpushError
 from zmqpush.faults import fault_point
 from zmqpush.settings import NatsUnit
 from zmqpush.sinks import Batch, Context, Held, Marks, Rejection, Sink, Synced
@@ -32,7 +32,7 @@ from zmqpush.sinks.nats_client import NatsClient, connect_options, read_options,
 from zmqpush.sinks.template import Template
 
 _URL = re.compile(r"nats://(?:([^@/]*)@)?([^@/]+)/(.+)", re.DOTALL)
-_HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
+_HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:(?P<port>\d{1,5}))?")
 _WHAT = "subjects", "logs.{type}.{host}"
 _BAD_SUBJECT = re.compile(r"^\$|^\.|\.\.|\.$|[\x00-\x20\x7f*>\ud800-\udfff]")
 _UNSAFE = re.compile(r"^\$|[\s\x00-\x1f\x7f.*>\ud800-\udfff]")
@@ -89,11 +89,13 @@ class NatsSink(Sink):
 
     def __init__(self, to: str, context: Context) -> None:
         match = _URL.fullmatch(to)
-        if not match or not all(map(_HOST.fullmatch, match[2].split(","))):
+        if not match or "@" in match[3] or not all(map(_is_host, match[2].split(","))):
             raise ValueError("--to nats:// needs a host and a subject: nats://HOST[:PORT]/SUBJECT")
         self._template = Template(match[3], _WHAT, _token)
         if _BAD_SUBJECT.search(match[3]):
             raise ValueError(f"{match[3]!r} is no subject to publish to")
+        if re.search(r"[^.]\{|\}[^.]", match[3]):
+            raise ValueError("a label is a whole token of a subject, as in logs.{type}.{host}")
         self._servers = [f"nats://{host}" for host in match[2].split(",")]
         self._context = context
         self._options = read_options(context.options, match[1])
@@ -127,7 +129,7 @@ class NatsSink(Sink):
         self._inbox = ""
         self._refusal = ""
         self._reason = "no answer"
-        self._error: SinkError | None = None
+        self._error: ZmqpushError | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_open = False
         self._moved = 0  # counts what happens
@@ -203,7 +205,8 @@ class NatsSink(Sink):
         if self._task:
             self._task.cancel()
         await self._disconnect(at_once=False)
-        return self._marks()
+        # All is safe: the next opening need not read what others have written meanwhile.
+        return dict.fromkeys(self._marks())
 
     # Between the two.
 
@@ -301,7 +304,7 @@ class NatsSink(Sink):
             moved = self._moved
             try:
                 await self._work()
-            except SinkError as exc:
+            except ZmqpushError as exc:
                 self._error = exc
                 self._changed.set()
                 return
@@ -388,20 +391,21 @@ class NatsSink(Sink):
         if not message:
             return
         values = _decode(answer)
-        if error := values.get("error"):
+        error, stream, seq = (values.get(key) for key in ("error", "stream", "seq"))
+        if error or not isinstance(stream, str) or not isinstance(seq, int):
             message.sent_at = 0.0
-            if error.get("err_code") == _TOO_LARGE and message.records == 1:
+            code, why = _explain(error)
+            if code == _TOO_LARGE and message.records == 1:
                 self._reject(message.payload, message.stream, message.first)
                 self.unwritten += 1
                 self._confirm(message)
             else:
-                self._refuse(f"{message.subject}: {error.get('description', 'refused')}")
+                self._refuse(f"{message.subject}: {why}")
         else:
-            stream = values["stream"]
             if stream not in self._seqs:
                 self._refuse(f"{message.subject}: now the stream {stream} takes it")
             elif not values.get("duplicate"):
-                self._seqs[stream] = values["seq"]
+                self._seqs[stream] = seq
             self._confirm(message)
         if not self._waiting:
             self._wake.set()
@@ -462,18 +466,27 @@ class NatsSink(Sink):
         except TimeoutError:
             raise _InterruptedError(self._refusal or "no answer") from None
         found = _decode(answer)
-        if error := found.get("error"):
-            raise _InterruptedError(error["description"])
+        if "error" in found:
+            raise _InterruptedError(_explain(found["error"])[1])
         return found
 
     async def _look(self, client: NatsClient) -> dict[str, int]:
         """Find the streams, and what they take; return where each ends."""
         tokens = self._template.text.split(".")
         self._pattern = ".".join("*" if {*token} & {*"{%"} else token for token in tokens)
-        found = await self._request(client, "STREAM.NAMES", subject=self._pattern)
+        streams: list[str] = []
+        while True:
+            found = await self._request(
+                client, "STREAM.NAMES", subject=self._pattern, offset=len(streams)
+            )
+            streams += found.get("streams") or ()
+            if not found.get("streams") or len(streams) >= found.get("total", 0):
+                break
         ends: dict[str, int] = {}
         self._limit = client.max_payload - _HEADER_BYTES
-        for stream in found.get("streams") or ():
+        if self._limit <= 0:
+            self._give_up(f"the server takes no messages of more than {client.max_payload} bytes")
+        for stream in streams:
             info = await self._request(client, f"STREAM.INFO.{stream}")
             self._check(stream, info["config"])
             end, made = ends[stream], _ = info["state"]["last_seq"], info["created"]
@@ -499,6 +512,7 @@ class NatsSink(Sink):
         for what, is_so in {
             "is sealed": config.get("sealed"),
             "does not acknowledge": config.get("no_ack"),
+            "is a work queue, whose end cannot be read": config.get("retention") == "workqueue",
             "takes no messages of this size": -1 < config["max_msg_size"] <= _HEADER_BYTES,
         }.items():
             if is_so:
@@ -529,6 +543,7 @@ class NatsSink(Sink):
         while seq < end:
             if not left:
                 left = _TAIL_BATCH
+                self._move()  # it takes long, maybe, and it is no stall
                 wanted = json.dumps({"batch": left, "no_wait": True}).encode()
                 await client.publish(
                     f"{self._api}.CONSUMER.MSG.NEXT.{stream}.{consumer}", wanted, inbox
@@ -584,6 +599,11 @@ class NatsSink(Sink):
         )
 
 
+def _is_host(text: str) -> bool:
+    match = _HOST.fullmatch(text)
+    return match is not None and 0 < int(match["port"] or 4222) < 65536
+
+
 def _token(label: str) -> str:
     """Make a label one token of a subject."""
     token = _UNSAFE.sub("_", label) or "unknown"
@@ -596,6 +616,12 @@ def _decode(answer: Msg) -> dict[str, Any]:
         return {"error": {"description": "no stream takes it"}}
     with contextlib.suppress(ValueError):
         values = json.loads(answer.data)
-        if isinstance(values, dict) and ("error" in values or "seq" in values or "type" in values):
+        if isinstance(values, dict):
             return values
-    return {"error": {"description": "the answer is not of JetStream"}}
+    return {"error": None}
+
+
+def _explain(error: object) -> tuple[object, str]:
+    """Return the code and the words of an error of JetStream, or of something else."""
+    values = error if isinstance(error, dict) else {}
+    return values.get("err_code"), str(values.get("description", "the answer is not of JetStream"))

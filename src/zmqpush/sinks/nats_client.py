@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import socket
 import ssl
 import struct
@@ -23,6 +24,7 @@ _AUTH = {
 }
 _TLS = {"tlsca": "NATS_CA", "tlscert": "NATS_CERT", "tlskey": "NATS_KEY"}
 OPTIONS = [*_AUTH, *_TLS, "tlsfirst", "js-domain", "inbox-prefix"]
+_RANDOM = re.compile(r"(?i)(\bzmqpull|_inbox)[-.]\w[\w.]*")
 # nats-py keeps what the connection does not take: that is bounded by what is not confirmed.
 _NO_LIMIT = 1 << 40
 
@@ -62,7 +64,9 @@ def reason_of(exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.errno:
         text = os.strerror(exc.errno) if exc.errno > 0 else str(exc.strerror)
         return f"{exc.filename}: {text}" if exc.filename else text
-    return str(exc).removeprefix("nats: ").strip("'") or type(exc).__name__
+    text = str(exc).removeprefix("nats: ").strip("'")
+    # Names that are new each time would make each a reason of its own.
+    return _RANDOM.sub(lambda match: match[1], text) or type(exc).__name__
 
 
 def connect_options(options: Mapping[str, str]) -> dict[str, Any]:
