@@ -717,6 +717,13 @@ def test_what_is_in_the_spool_waits_for_the_next_start(pipeline, make):
     assert b"2 left in the spool" in rsyslog.said()
     receiver = pipeline.receive()
     rsyslog.deliver([line(3)])
+    wait_until(lambda: written(pipeline.path) == [1, 2, 3])
+
+    def is_acknowledged():
+        rsyslog.child.send_signal(signal.SIGHUP)
+        return b" 0 queued" in rsyslog.said()
+
+    wait_until(is_acknowledged)
     assert rsyslog.end() == 0
     stop(receiver)
     assert written(pipeline.path) == [1, 2, 3]
