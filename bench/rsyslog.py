@@ -17,7 +17,6 @@ import contextlib
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from run import BUILD, HERE, TIMEOUT, ZMQPULL, ZMQPUSH, build, free_port, running, wait_for_port
+from run import (
+    BUILD,
+    HERE,
+    TIMEOUT,
+    ZMQPULL,
+    ZMQPUSH,
+    build,
+    free_port,
+    running,
+    tell,
+    wait_for_port,
+)
 
 TEMPLATE = 'template="RSYSLOG_SyslogProtocol23Format"'
 CONFIG = """\
@@ -246,15 +256,6 @@ def compare(
     return rates
 
 
-def tell(title: str, rates: dict[str, list[float]]) -> None:
-    first = next(iter(rates.values()))
-    print(f"\n| {title} | messages/s | spread | ratio |\n|---|---|---|---|")
-    for name, measured in rates.items():
-        ratio = statistics.median(b / a for a, b in zip(first, measured, strict=True))
-        low, middle, high = min(measured), statistics.median(measured), max(measured)
-        print(f"| {name} | {middle:,.0f} | {low:,.0f}-{high:,.0f} | {ratio:.2f} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--lines", type=int, default=1_000_000)
@@ -273,16 +274,16 @@ def main() -> None:
             name: (args.lines, partial(counted, action=action, mark=mark, preload=preload))
             for name, action, mark in PLAIN
         }
-        tell(title, compare(runs, args.rounds))
+        tell(title, "messages/s", compare(runs, args.rounds))
     runs = {
         name: (args.confirmed // share, partial(run, action=action))
         for name, action, run, share in CONFIRMED
     }
-    tell("confirmed, to a file", compare(runs, args.rounds))
+    tell("confirmed, to a file", "messages/s", compare(runs, args.rounds))
     runs = {
         name: (args.confirmed, partial(beside, action=action, up=up)) for name, action, up in BESIDE
     }
-    tell("to the local file", compare(runs, args.rounds))
+    tell("to the local file", "messages/s", compare(runs, args.rounds))
 
 
 if __name__ == "__main__":

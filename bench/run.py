@@ -263,6 +263,16 @@ def throughput(bench: Bench, rounds: int, only: set[str]) -> None:
         )
 
 
+def tell(title: str, unit: str, rates: dict[str, list[float]]) -> None:
+    """Print the rates of each, and their ratio to those of the first in the same rounds."""
+    first = next(iter(rates.values()))
+    print(f"\n| {title} | {unit} | spread | ratio |\n|---|---|---|---|")
+    for name, measured in rates.items():
+        ratio = statistics.median(b / a for a, b in zip(first, measured, strict=True))
+        low, middle, high = min(measured), statistics.median(measured), max(measured)
+        print(f"| {name} | {middle:,.0f} | {low:,.0f}-{high:,.0f} | {ratio:.2f} |", flush=True)
+
+
 def milliseconds(times: list[float]) -> str:
     return f"{statistics.median(times) * 1e3:.2f} ms"
 

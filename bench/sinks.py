@@ -12,7 +12,6 @@ JetStream a real nats-server that stores in files.
 import argparse
 import contextlib
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from run import HERE, TIMEOUT, ZMQPULL, ZMQPUSH, free_port, running, wait_for_port
+from run import HERE, TIMEOUT, ZMQPULL, ZMQPUSH, free_port, running, tell, wait_for_port
 
 sys.path.append(str(HERE.parent / "tests"))
 from engines import NATS_SERVER, MockKafka, NatsServer
@@ -100,15 +99,6 @@ def measure(command: list[str], source: Path, places: dict[str, str]) -> float:
         return taken
 
 
-def tell(title: str, rates: dict[str, list[float]]) -> None:
-    first = next(iter(rates.values()))
-    print(f"\n| {title} | lines/s | spread | ratio |\n|---|---|---|---|")
-    for name, measured in rates.items():
-        ratio = statistics.median(b / a for a, b in zip(first, measured, strict=True))
-        low, middle, high = min(measured), statistics.median(measured), max(measured)
-        print(f"| {name} | {middle:,.0f} | {low:,.0f}-{high:,.0f} | {ratio:.2f} |", flush=True)
-
-
 @contextlib.contextmanager
 def engines(directory: Path) -> Iterator[tuple[dict[str, str], NatsServer]]:
     """Start both; yield where they are."""
@@ -152,7 +142,7 @@ def main() -> None:
                     server.purge("BENCH")
                     rates[name_].append(lines / measure(command, source, places))
             if rates:
-                tell(title, rates)
+                tell(title, "lines/s", rates)
 
 
 if __name__ == "__main__":
