@@ -21,7 +21,7 @@ PURE = {
     "core.records",
     "core.sender",
 }
-VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors", "faults"}
+VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors", "disk", "faults"}
 ALLOWED = {
     "__main__": {"cli", "keys_cli"},
     "cli": {"config", "values", "omprog", "push", "pull", "slots"},

@@ -4,6 +4,7 @@ Every exception of the package.
 ::
 
     ZmqpushError
+    ├─ SettingsError    a setting is wrong, or two exclude each other   exit 2
     ├─ ConfigError      a configuration file is wrong                  exit 78
     ├─ KeyFileError     a key or a list of keys cannot be used         exit 78
     ├─ EndpointError    an endpoint cannot be bound or connected       exit 69
@@ -38,6 +39,12 @@ class ZmqpushError(Exception):
     """Base class: what went wrong in one line, and the exit code that says so."""
 
     exit_code = EXIT_INTERNAL
+
+
+class SettingsError(ZmqpushError, ValueError):
+    """A setting is wrong, or two exclude each other."""
+
+    exit_code = EXIT_USAGE
 
 
 class ConfigError(ZmqpushError, ValueError):

@@ -7,7 +7,6 @@ Bounded disk: every block from before it is sent until it is acknowledged.
 
 import bisect
 import contextlib
-import errno
 import json
 import os
 import threading
@@ -20,6 +19,7 @@ from typing import NoReturn
 from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import DAMAGED, DROPPED, MAX_PAYLOAD_BYTES, Data, Skip
 from zmqpush.core.holes import Holes
+from zmqpush.disk import has_no_room
 from zmqpush.errors import SpoolError
 from zmqpush.faults import fault_point
 from zmqpush.queue import WhenFull
@@ -52,7 +52,6 @@ _RECENT_BYTES = 8 << 20
 _UNSYNCED_BYTES = 64 << 20
 # What a block in memory costs beside its payload, rounded up.
 _BLOCK_BYTES = 256
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _NoSpaceError(Exception):
@@ -349,7 +348,7 @@ class Spool:
         try:
             written = os.pwritev(self._fd, (header, block.payload), segment.size)
         except OSError as exc:
-            if exc.errno not in _NO_SPACE:
+            if not has_no_room(exc):
                 raise
             written = 0
         if written < len(header) + size:
@@ -388,7 +387,7 @@ class Spool:
         try:
             self._fd = os.open(path, flags, 0o600)
         except OSError as exc:
-            if exc.errno in _NO_SPACE:
+            if has_no_room(exc):
                 raise _NoSpaceError from exc
             raise
         self._segments.append(Segment(first, path, 0))

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable
 
 from zmqpush.descriptors import Readiness, open_again
+from zmqpush.disk import has_no_room
 from zmqpush.errors import SinkClosedError, SinkError, SinkStalledError
 from zmqpush.faults import fault_point
 
@@ -136,7 +137,7 @@ class Output:
             except OSError as exc:
                 if exc.errno in (errno.EPIPE, errno.ECONNRESET):
                     raise SinkClosedError(f"nobody reads {self._name}") from exc
-                if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                if has_no_room(exc):
                     raise SinkStalledError(f"{self._name}: {exc.strerror}") from exc
                 raise SinkError(f"cannot write to {self._name}: {exc.strerror}") from exc
 
