@@ -189,9 +189,9 @@ class _Receiving:
             assert 0 <= stream.floor <= stream.end <= MAX_SEQ
             safe = self.durable[key].acked if key in self.durable else 0
             assert stream.floor <= max(safe, self.claimed)
-            assert 0 <= stream.blocks <= MAX_CREDIT_BLOCKS
-            assert stream.size >= 0
-            assert (stream.floor < stream.end) == (stream.blocks > 0)
+            assert len(stream.pending) <= MAX_CREDIT_BLOCKS
+            assert stream.size == sum(size for _, size in stream.pending)
+            assert (stream.floor < stream.end) == bool(stream.pending)
             assert stream.session or stream.held  # else nobody would ever forget it
             assert stream.waiting is None or stream.floor < stream.end
 

@@ -411,7 +411,7 @@ def converse(count, dies_after, flipped=-1, bit=0):
                 written += bytes(arrival.block.payload).split()
         receiver.committed(moved)
         floors.update((progress.key, progress.floor) for progress in moved)
-        safe += sum(progress.blocks for progress in moved)
+        safe = max((progress.floor.acked for progress in moved), default=safe)
         moved = receiver.take_accepted()
         for to, frame in receiver.take_replies():
             if int(to) == peer:

@@ -427,8 +427,8 @@ takes the records.""",
     "--dead-letters",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Where to write down what the engine behind --to refuses for good.  [default: "
-    "dead-letters.ndjson in --state; without either it is waited for]",
+    help="Where to write down records that --to refuses for good, and those whose file cannot be "
+    "opened.  [default, for an engine: dead-letters.ndjson in --state; without either it waits]",
 )
 @click.option(
     "--state",

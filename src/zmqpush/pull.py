@@ -44,6 +44,8 @@ _EXPIRY_INTERVAL = 5.0
 _GOODBYE_TIMEOUT = 1.0
 # What nobody wants acknowledged is synced so often, in seconds.
 _PLAIN_INTERVAL = 0.05
+# What waits for a place that cannot be written now is tried again so often, in seconds.
+_WAITING_INTERVAL = 1.0
 _NO_LABELS: Mapping[str, str] = {}
 
 
@@ -115,9 +117,9 @@ class Puller:
         finally:
             beside.cancel()
             self._tell_statistics()
-        lost = 0
+        lost = self._writer.plain_unwritten + self._writer.sink.lost
         if self._until is not None or not done:
-            lost = self._writer.plain_unwritten + self._count_the_rest()
+            lost += self._count_the_rest()
         if lost:
             self._reporter.warn(f"{lost} lost: they could not be written")
         if not done:
@@ -190,10 +192,14 @@ class Puller:
         if sink.labelled:
             batches = _by_labels(payload)
         await self._writer.write(batches)
-        if sink.buffers and not self._commit_timer:
-            loop = asyncio.get_running_loop()
-            self._commit_timer = loop.call_later(_PLAIN_INTERVAL, self._commit_plain)
+        if sink.buffers or sink.waiting:
+            self._commit_later(_PLAIN_INTERVAL)
         await asyncio.sleep(0)  # signals get a turn, however fast the senders are
+
+    def _commit_later(self, delay: float) -> None:
+        if not self._commit_timer:
+            loop = asyncio.get_running_loop()
+            self._commit_timer = loop.call_later(delay, self._commit_plain)
 
     def _commit_plain(self) -> None:
         self._commit_timer = None
@@ -253,15 +259,20 @@ class Puller:
                 return
             arrivals, self._arrivals = self._arrivals, []
             forgotten = self._receiver.take_forgotten()
-            moved = self._receiver.take_accepted()
+            accepted = self._receiver.take_accepted()
             batches = [
                 Batch(block.payload, block.records, labels, stream_name(key), block.first)
                 for key, labels, block in arrivals
             ]
             await self._writer.write(batches)
             fault_point("written")
-            await self._writer.commit(moved, forgotten)
+            moved, deferred = await self._writer.commit(accepted, forgotten)
             self._receiver.committed(moved)
+            for key, deferral in deferred.items():
+                self._receiver.give_back(key, deferral.first, deferral.reason)
+                self._arrivals = [arrival for arrival in self._arrivals if arrival.key != key]
+            if self._writer.sink.waiting:
+                self._commit_later(_WAITING_INTERVAL)
             if self._acked:
                 self._reply()
                 fault_point("acknowledged")

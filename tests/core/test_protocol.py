@@ -629,13 +629,13 @@ def test_blocks_are_accepted_in_order_and_acknowledged_when_the_sink_holds_them(
     assert it.say(block(3), session).block == block(3)
     assert it.replies() == []
     moved = it.receiver.take_accepted()
-    assert moved == [Progress(KEY, Floor(3, RUN), 2, 6)]
+    assert moved == [Progress(KEY, Floor(3, RUN))]
     assert it.say(block(4), session).block == block(4)
     assert it.replies() == []
     it.receiver.committed(moved)
     ((ack, answered),) = it.replies()
     assert (ack.acked, ack.credit_blocks, answered) == (3, 256, session)
-    assert it.commit() == [Progress(KEY, Floor(4, RUN), 1, 2)]
+    assert it.commit() == [Progress(KEY, Floor(4, RUN))]
     assert it.receiver.take_accepted() == []
     assert it.receiver.counters.accepted == 4
 
@@ -684,7 +684,7 @@ def test_a_skip_moves_the_end_and_is_committed_like_a_block(first):
     _, session = it.greet()
 
     assert it.say(Skip(first, 10 - first, DROPPED), session) is None
-    assert it.commit() == [Progress(KEY, Floor(9, RUN), 1, 0)]
+    assert it.commit() == [Progress(KEY, Floor(9, RUN))]
     assert it.replies()[0][0].acked == 9
     assert it.receiver.counters.skipped == 5
     assert it.say(block(10), session)
@@ -824,7 +824,7 @@ def test_what_was_acknowledged_elsewhere_is_passed_over_and_counted_if_the_strea
     assert (values["acked"], values["run"]) == (9, RUN)
     assert it.receiver.counters.missing == 5
     assert it.say(block(10), session)
-    assert it.commit() == [Progress(KEY, Floor(10, RUN), 1, 2)]
+    assert it.commit() == [Progress(KEY, Floor(10, RUN))]
     values, _ = it.greet(stream=OTHER_STREAM, first=MAX_SEQ)
     assert values["acked"] == MAX_SEQ - 1
     assert it.receiver.counters.missing == 5
@@ -1172,3 +1172,34 @@ def test_a_sender_survives_whatever_comes_and_still_delivers(frames):
     it.welcome(len(frames), 99, acked=it.store.first - 1)
 
     assert [m.first for m in it.send(len(frames))] == it.waiting
+
+
+def test_what_is_given_back_is_left_to_its_sender_and_costs_no_memory():
+    it = Receiving()
+    _, session = it.greet()
+    for first in (1, 2, 3):
+        it.say(block(first), session)
+    moved = [Progress(KEY, Floor(1, RUN))]
+    it.receiver.take_accepted()
+    it.say(block(4), session)
+    it.receiver.committed(moved)
+    it.receiver.give_back(KEY, 2, "not now")
+
+    refusal = it.replies()[-1]
+    assert refusal == (Error(503, "not now"), session)
+    assert it.ends(session)
+    assert it.receiver._pending == 0
+    assert it.greet(first=2)[0]["acked"] == 1
+    it.commit()
+
+
+def test_a_hello_that_waits_for_what_is_given_back_is_refused_too():
+    it = Receiving()
+    _, session = it.greet()
+    it.say(block(1), session)
+    it.receiver.take_accepted()
+    assert it.ask(hello(run=OTHER_RUN), peer=b"again") == []
+    it.receiver.give_back(KEY, 1, "not now")
+
+    assert it.replies(b"again") == [(Error(503, "not now"), 0)]
+    assert it.greet(run=OTHER_RUN)[0]["acked"] == 0

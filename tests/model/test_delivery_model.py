@@ -294,7 +294,7 @@ class Machine(RuleBasedStateMachine):
                 assert len(process.store.dropped_numbers) == process.store.dropped
         for node in self.nodes:
             receiver = node.receiver
-            assert all(s.blocks <= CREDIT_BLOCKS for s in receiver._streams.values())
+            assert all(len(s.pending) <= CREDIT_BLOCKS for s in receiver._streams.values())
             assert receiver._granted <= MEMORY + receiver.sessions
 
     # Senders.
@@ -472,7 +472,7 @@ class Machine(RuleBasedStateMachine):
         for key in forgotten:
             node.floors.pop(key, None)
         node.floors |= {progress.key: progress.floor for progress in moved}
-        for (_, stream), (acked, _), *_ in moved:
+        for (_, stream), (acked, _) in moved:
             if stream in node.tail and node.tail.ends_by(stream, acked):
                 node.tail.forget(stream)
         node.writing = (moved, [], [], True)

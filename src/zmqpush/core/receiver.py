@@ -6,8 +6,9 @@ arguments; blocks for the sink and answers come out.
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from zmqpush.core.frames import (
@@ -73,8 +74,6 @@ class Progress(NamedTuple):
 
     key: Key
     floor: Floor
-    blocks: int
-    size: int
 
 
 @dataclass(slots=True)
@@ -83,9 +82,9 @@ class _Stream:
     floor: int = 0
     run: str = ""
     end: int = 0  # accepted up to here
-    # How much was ever accepted and not yet committed.
-    blocks: int = 0
-    size: int = 0  # in bytes
+    # What was ever accepted and not yet committed: the end of each block, and its bytes.
+    pending: deque[tuple[int, int]] = field(default_factory=deque)
+    size: int = 0  # of all that, in bytes
     held: bool = False  # the sink got something of it, now or before
     over: bool = False  # its sender has ended it
     # Since when it has had no session and has not moved; None: look at the next tick.
@@ -284,7 +283,7 @@ class Receiver:
             self._acknowledge(session)
         elif data.first != stream.end + 1:
             self._reset(session, 412, f"{data.first} comes after {stream.end}")
-        elif stream.blocks >= MAX_CREDIT_BLOCKS or stream.size >= session.max_granted:
+        elif len(stream.pending) >= MAX_CREDIT_BLOCKS or stream.size >= session.max_granted:
             self._reset(session, 429, "beyond the credit")
         elif self._pending >= _PENDING_FACTOR * self._memory:
             self._reset(session, 429, "the receiver's memory is full")
@@ -300,7 +299,7 @@ class Receiver:
             self._acknowledge(session)
         elif skip.first > stream.end + 1:
             self._reset(session, 412, f"{skip.first} comes after {stream.end}")
-        elif stream.blocks >= MAX_CREDIT_BLOCKS:
+        elif len(stream.pending) >= MAX_CREDIT_BLOCKS:
             self._reset(session, 429, "beyond the credit")
         else:
             self.counters.skipped += skip.end - stream.end
@@ -311,7 +310,7 @@ class Receiver:
         stream.end = end
         stream.run = session.run
         stream.held = True
-        stream.blocks += 1
+        stream.pending.append((end, size))
         stream.size += size
         self._pending += size
         self._accepted[stream.key] = stream
@@ -368,7 +367,7 @@ class Receiver:
     def take_accepted(self) -> list[Progress]:
         """Return how far each stream was accepted, of those that have moved since the last call."""
         moved = [
-            Progress(stream.key, Floor(stream.end, stream.run), stream.blocks, stream.size)
+            Progress(stream.key, Floor(stream.end, stream.run))
             for stream in self._accepted.values()
         ]
         self._accepted.clear()
@@ -376,12 +375,11 @@ class Receiver:
 
     def committed(self, moved: Iterable[Progress]) -> None:
         """Note that the sink holds, and the receiver remembers, what was accepted last."""
-        for progress in moved:
-            stream = self._streams[progress.key]
-            stream.floor = progress.floor.acked
-            stream.blocks -= progress.blocks
-            stream.size -= progress.size
-            self._pending -= progress.size
+        for key, floor in moved:
+            stream = self._streams[key]
+            stream.floor = floor.acked
+            while stream.pending and stream.pending[0][0] <= stream.floor:
+                self._release(stream, stream.pending.popleft())
             if stream.session:
                 self._acknowledge(stream.session)
             if stream.waiting and stream.floor == stream.end:
@@ -390,6 +388,32 @@ class Receiver:
                 self._welcome(stream, peer, hello)
             stream.quiet_since = self._now
             self._drop_if_done(stream)
+
+    def _release(self, stream: _Stream, block: tuple[int, int]) -> None:
+        _, size = block
+        stream.size -= size
+        self._pending -= size
+
+    def give_back(self, key: Key, first: int, text: str) -> None:
+        """
+        Leave to its sender what was accepted of a stream, and tell it why.
+
+        Args:
+            key: Of the stream.
+            first: The first record of the first block that it keeps.
+            text: Why the sink does not take it.
+
+        """
+        stream = self._streams[key]
+        while stream.pending and stream.pending[-1][0] >= first:
+            self._release(stream, stream.pending.pop())
+        stream.end = first - 1
+        if stream.session:
+            self._refuse(stream.session.peer, 503, text)
+        if stream.waiting:
+            peer, _ = stream.waiting
+            stream.waiting = None
+            self._refuse(peer, 503, text)
 
     def take_forgotten(self) -> list[Key]:
         """
@@ -430,10 +454,13 @@ class Receiver:
 
     def refuse(self, peer: bytes, text: str) -> None:
         """End the session of a peer that may send nothing, if it has one, and tell it why."""
+        self._refuse(peer, 403, text)
+
+    def _refuse(self, peer: bytes, code: int, text: str) -> None:
         session = self._peers.get(peer)
         self.counters.resets += 1
         self.forget(peer)
-        self._reply(peer, Error(403, text), session.token if session else 0)
+        self._reply(peer, Error(code, text), session.token if session else 0)
 
     def review(self) -> None:
         """End the sessions whose principals may not name their hosts any more."""

@@ -23,7 +23,8 @@ class Output:
         to: ``-`` for standard output, or the path of a file to append to.
 
     Raises:
-        SinkError: If the file cannot be opened.
+        SinkStalledError: If there is no room for the file.
+        SinkError: If it cannot be opened for another reason.
 
     """
 
@@ -90,12 +91,15 @@ class Output:
         Put what is written on the disk.
 
         Raises:
-            SinkError: If that fails.
+            SinkStalledError: If there is no room for it; it may be lost.
+            SinkError: If that fails for another reason.
 
         """
         try:
             os.fsync(self._fd)
         except OSError as exc:
+            if has_no_room(exc):
+                raise SinkStalledError(f"{self._name}: {exc.strerror}") from exc
             raise SinkError(f"cannot write to {self._name}: {exc.strerror}") from exc
 
     def close(self) -> None:
@@ -107,6 +111,8 @@ class Output:
         try:
             fd = os.open(self._to, flags, 0o640)
         except OSError as exc:
+            if has_no_room(exc):
+                raise SinkStalledError(f"{self._name}: {exc.strerror}") from exc
             raise SinkError(f"cannot open {self._name}: {exc.strerror}") from exc
         if self._fd != 1:
             os.close(self._fd)
