@@ -17,12 +17,14 @@ from zmqpush.core.frames import (
     Error,
     Goodbye,
     Hello,
+    Labels,
     Ping,
     Reset,
     Skip,
     Welcome,
     decode,
     encode,
+    public_name,
 )
 from zmqpush.core.receiver import Floor, Progress, Receiver
 from zmqpush.core.sender import Redial, Sender
@@ -30,7 +32,9 @@ from zmqpush.queue import WhenFull
 from zmqpush.unacked_queue import UnackedQueue
 
 RUN, OTHER_RUN = "aa" * 16, "bb" * 16
-STREAM, OTHER_STREAM = "cd" * 16, "ef" * 16
+SECRET, OTHER_SECRET = "cd" * 16, "ef" * 16
+STREAM, OTHER_STREAM = public_name(SECRET), public_name(OTHER_SECRET)
+LABELS = Labels("t", "h")
 SESSION = 7
 KEY = ("anonymous", STREAM)
 
@@ -46,9 +50,9 @@ class Sending:
     """A sender with its queue, greeted if ``session`` is given; what it sends is decoded."""
 
     def __init__(self, blocks=0, session=SESSION, random=0.0, recovered=0, store=None):
-        self.store = store or UnackedQueue(1 << 30, WhenFull.BLOCK)
+        self.store = store or UnackedQueue(1 << 30, WhenFull.BLOCK, LABELS)
         self.store.recovered = recovered
-        self.sender = Sender(self.store, RUN, {"type": "t", "host": "h"}, 2, lambda: random)
+        self.sender = Sender(self.store, RUN, 2, lambda: random)
         self.put(blocks)
         self.sender.connect(0)
         if session:
@@ -61,8 +65,11 @@ class Sending:
 
     def welcome(self, now, number=SESSION, **values):
         defaults = {
-            "version": 1,
-            "stream": self.store.stream,
+            "version": 2,
+            "stream": public_name(self.store.secret),
+            "type": "t",
+            "host": "h",
+            "raw": False,
             "session": f"{number:016x}",
             "acked": 0,
             "run": RUN,
@@ -100,21 +107,23 @@ def test_a_new_socket_begins_with_a_hello():
 
     assert session == 0
     assert hello.values == {
-        "versions": [1, 1],
-        "stream": it.store.stream,
+        "versions": [2, 2],
+        "secret": it.store.secret,
         "run": RUN,
         "first": 1,
         "spooled": False,
         "type": "t",
         "host": "h",
+        "raw": False,
     }
     assert not it.sender.streaming
 
 
 def test_the_hello_of_the_longest_labels_is_understood():
-    labels = {"type": "\x01" * 256, "host": "\U0001f600" * 256}
-    store = UnackedQueue(1, WhenFull.BLOCK)
-    sender = Sender(store, RUN, labels)
+    labels = Labels("\x01" * 256, "\U0001f600" * 256, raw=True)
+    store = UnackedQueue(1, WhenFull.BLOCK, labels)
+    store.was = "ab" * 16
+    sender = Sender(store, RUN)
     sender.connect(0)
     receiver = Receiving()
     receiver.receiver.receive(b"peer", sender.next_frame(0), 0)
@@ -197,30 +206,30 @@ def test_a_stream_gets_a_new_name_if_somebody_else_used_its_numbers(
     it = Sending(blocks=3, recovered=recovered)
     it.send(0)
     it.put(5)
-    stream = it.store.stream
+    secret = it.store.secret
     if not streaming:
         it.sender.disconnected(0)
         it.send(0)
     it.welcome(0, 9, run=run, acked=acked)
 
-    assert (it.store.stream != stream) == renamed
+    assert (it.store.secret != secret) == renamed
     assert it.sender.streaming != renamed
     if renamed:
         assert it.waiting == list(range(1, 9))  # nothing counts as delivered
         (hello,) = it.send(0)
-        assert (hello.values["stream"], hello.values["first"]) == (it.store.stream, 1)
+        assert (hello.values["secret"], hello.values["first"]) == (it.store.secret, 1)
         assert it.sender.tick(0.9) is None
 
 
 def test_a_welcome_for_the_name_that_a_stream_had_before_is_ignored():
     it = Sending(blocks=1, session=None)
     it.send(0)
-    former = it.store.stream
+    former = it.store.secret
     it.welcome(0, acked=9, run=OTHER_RUN)
-    name = it.store.stream
-    it.welcome(0, 8, acked=9, run=OTHER_RUN, stream=former)
+    secret = it.store.secret
+    it.welcome(0, 8, acked=9, run=OTHER_RUN, stream=public_name(former))
 
-    assert it.store.stream == name != former
+    assert it.store.secret == secret != former
     assert not it.sender.streaming
 
 
@@ -240,7 +249,10 @@ def test_new_names_come_no_faster_than_one_a_second():
     [
         *({key: None} for key in ("version", "stream", "session", "acked", "run")),
         *({key: None} for key in ("blocks", "bytes", "ping")),
-        {"version": 2},
+        {"version": 1},
+        {"type": "other"},
+        {"host": ""},
+        {"raw": True},
         {"stream": OTHER_STREAM},
         {"stream": 1},
         {"session": "0" * 16},
@@ -274,11 +286,17 @@ def test_a_welcome_that_is_out_of_bounds_is_ignored(wrong):
     assert it.waiting == [1]
 
 
-@pytest.mark.parametrize("missing", ["version", "stream", "session", "acked", "run", "ping"])
+@pytest.mark.parametrize("missing", ["version", "stream", "session", "acked", "run", "ping", "raw"])
 def test_a_welcome_that_lacks_something_is_ignored(missing):
     it = Sending(session=None)
-    values = {"version": 1, "stream": it.store.stream, "session": "7" * 16, "run": "", "acked": 0}
-    values |= {"blocks": 1, "bytes": 1, "ping": 1}
+    values = {
+        "version": 2,
+        "stream": public_name(it.store.secret),
+        "session": "7" * 16,
+        "run": "",
+        "acked": 0,
+    }
+    values |= {"blocks": 1, "bytes": 1, "ping": 1, **LABELS._asdict()}
     it.receive(Welcome({k: v for k, v in values.items() if k != missing}), 0)
     assert not it.sender.streaming
 
@@ -330,7 +348,7 @@ def test_no_receiver_can_grant_more_than_the_link_has_room_for():
 
 
 def test_a_skip_counts_as_a_block_of_no_bytes():
-    it = Sending(store=UnackedQueue(600, WhenFull.DROP_OLDEST))
+    it = Sending(store=UnackedQueue(600, WhenFull.DROP_OLDEST, LABELS))
     it.put(3)  # there is room for two
     it.welcome(0, blocks=2, bytes=1)
 
@@ -471,7 +489,8 @@ def test_an_error_closes_the_socket_for_half_a_minute(session):
     it = Sending(session=session)
 
     redial = it.receive(Error(505, "no"), 0, session or 0)
-    assert redial == Redial(30, "it refuses: no (505)")
+    advice = "this sender speaks version 2: upgrade the older one"
+    assert redial == Redial(30, f"it refuses: no (505); {advice}")
 
 
 @pytest.mark.parametrize("message", [Reset(404, ""), Error(505, ""), Goodbye(), Ack(1, 0, 0)])
@@ -544,14 +563,14 @@ class Receiving:
 
 
 def hello(**values):
-    return Hello({"versions": [1, 1], "stream": STREAM, "run": RUN, "first": 1} | values)
+    return Hello({"versions": [2, 2], "secret": SECRET, "run": RUN, "first": 1} | values)
 
 
 def test_a_hello_is_welcomed():
     values, _ = Receiving({KEY: Floor(4, OTHER_RUN)}).greet()
 
     assert values == {
-        "version": 1,
+        "version": 2,
         "stream": STREAM,
         "session": "0000000000000001",
         "acked": 4,
@@ -560,6 +579,9 @@ def test_a_hello_is_welcomed():
         "bytes": 256 << 10,
         "ping": 5.0,
         "durability": "disk",
+        "type": "",
+        "host": "",
+        "raw": False,
     }
 
 
@@ -579,7 +601,7 @@ def test_streams_of_the_same_name_belong_to_their_principals():
 def test_a_hello_without_a_common_version_is_an_error():
     it = Receiving()
 
-    for versions in ([2, 3], [0, 0], [2, 1]):
+    for versions in ([3, 4], [1, 1], [3, 2]):
         (error,) = it.ask(Hello({"versions": versions, "stream": "of another kind"}))
         assert (type(error), error.code) == (Error, 505)
     assert it.greet(versions=[0, 9])
@@ -589,12 +611,16 @@ def test_a_hello_without_a_common_version_is_an_error():
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({key: None} for key in ("versions", "stream", "run", "first", "type", "host", "spooled")),
+        *({key: None} for key in ("versions", "secret", "run", "first", "spooled")),
+        *({key: None} for key in ("type", "host", "raw", "was")),
         {"versions": [1]},
         {"versions": [1.0, 1]},
         {"versions": [True, 1]},
-        {"stream": STREAM.upper()},
-        {"stream": STREAM + "0"},
+        {"secret": SECRET.upper()},
+        {"secret": SECRET + "0"},
+        {"was": 0},
+        {"was": "ab"},
+        {"raw": 1},
         {"run": "g" * 32},
         {"first": 0},
         {"first": MAX_SEQ + 1},
@@ -615,10 +641,11 @@ def test_a_malformed_hello_is_counted_and_leaves_nothing_behind(wrong):
 
 def test_the_labels_of_a_sender_come_with_its_blocks():
     it = Receiving()
-    _, session = it.greet(type="t" * 256, host="h")
+    _, session = it.greet(type="t" * 256, host="h", raw=True)
 
     arrival = it.say(block(1), session)
-    assert arrival[1:] == ({"type": "t" * 256, "host": "h"}, block(1))
+    assert arrival[1:] == ({"type": "t" * 256, "host": "h"}, block(1), True)
+    assert arrival.raw is True
 
 
 def test_blocks_are_accepted_in_order_and_acknowledged_when_the_sink_holds_them():
@@ -754,7 +781,7 @@ def test_a_malformed_frame_resets_the_session_that_it_belongs_to():
 def test_what_must_be_understood_and_is_not_is_an_error():
     it = Receiving()
     _, session = it.greet()
-    for at, value in ((2, 2), (4, 0x80), (3, 99)):
+    for at, value in ((2, 1), (4, 0x80), (3, 99)):
         frame = bytearray(encode(Ping(), session))
         frame[at] = value
         if at == 3:
@@ -780,7 +807,7 @@ def test_a_newer_session_of_the_stream_ends_the_older_one():
 def test_a_newer_session_of_the_peer_ends_the_older_one():
     it = Receiving()
     _, older = it.greet()
-    _, newer = it.greet(stream=OTHER_STREAM)
+    _, newer = it.greet(secret=OTHER_SECRET)
 
     assert it.ends(older)
     assert not it.ends(newer)
@@ -825,7 +852,7 @@ def test_what_was_acknowledged_elsewhere_is_passed_over_and_counted_if_the_strea
     assert it.receiver.counters.missing == 5
     assert it.say(block(10), session)
     assert it.commit() == [Progress(KEY, Floor(10, RUN), 1, 2)]
-    values, _ = it.greet(stream=OTHER_STREAM, first=MAX_SEQ)
+    values, _ = it.greet(secret=OTHER_SECRET, first=MAX_SEQ)
     assert values["acked"] == MAX_SEQ - 1
     assert it.receiver.counters.missing == 5
 
@@ -863,7 +890,7 @@ def test_the_credit_of_bytes_is_a_bound_that_the_last_block_may_go_over():
 def test_credit_that_was_granted_may_be_used_after_it_shrank():
     it = Receiving(memory=6)
     _, first = it.greet(peer=b"first")
-    it.greet(peer=b"second", stream=OTHER_STREAM)
+    it.greet(peer=b"second", secret=OTHER_SECRET)
     assert it.ask(Ping(), first, peer=b"first") == [Ack(0, 256, 3)]
 
     for number in (1, 2, 3):
@@ -876,7 +903,7 @@ def test_sessions_share_the_memory_and_each_gets_at_least_one_block(memory):
     sessions = []
     for number in range(10):
         peer = b"%d" % number
-        values, session = it.greet(peer=peer, stream=f"{number:032x}")
+        values, session = it.greet(peer=peer, secret=f"{number:032x}")
         assert values["bytes"] >= 1
         sessions.append((peer, session))
     credit = {}
@@ -906,7 +933,7 @@ def test_a_session_ends_after_six_ping_intervals_of_silence():
 
 def test_a_peer_that_has_gone_is_forgotten():
     it = Receiving()
-    it.greet(peer=b"other", stream=OTHER_STREAM)
+    it.greet(peer=b"other", secret=OTHER_SECRET)
     _, session = it.greet()
     it.receiver.forget(b"peer")
     it.receiver.forget(b"nobody")
@@ -950,7 +977,7 @@ def test_a_stream_of_which_nothing_was_accepted_is_forgotten_with_its_session(en
         _, newer = it.greet(peer=b"newer")
         it.say(Goodbye(), newer, peer=b"newer")
     else:
-        _, newer = it.greet(stream=OTHER_STREAM)
+        _, newer = it.greet(secret=OTHER_SECRET)
         it.say(Goodbye(), newer)
 
     assert it.receiver._streams == {}
@@ -1034,7 +1061,7 @@ MONTH = 30 * 86400
 
 def test_a_stream_that_was_quiet_for_thirty_days_is_forgotten():
     it = Receiving({KEY: Floor(4, RUN)})
-    _, session = it.greet(now=9.0, stream=OTHER_STREAM)
+    _, session = it.greet(now=9.0, secret=OTHER_SECRET)
     it.say(block(1), session, now=10.0)
     it.commit()
     it.say(Goodbye(), session, now=20.0)
@@ -1095,7 +1122,9 @@ FRAMES = st.one_of(
     st.builds(hello),
     st.builds(
         lambda key, value: hello(**{key: value}),
-        st.sampled_from(["versions", "stream", "run", "first", "type", "host", "spooled"]),
+        st.sampled_from(
+            ["versions", "secret", "run", "first", "type", "host", "spooled", "raw", "was"]
+        ),
         st.recursive(
             st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=40),
             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner),
@@ -1147,7 +1176,7 @@ def test_a_receiver_survives_whatever_comes_and_still_serves(frames):
             assert decode(reply)[0] is not None
     it.commit()
     it.receiver.take_replies()
-    _, session = it.greet(now=len(frames), peer=b"well", stream=OTHER_STREAM)
+    _, session = it.greet(now=len(frames), peer=b"well", secret=OTHER_SECRET)
 
     assert it.say(block(1), session, now=len(frames), peer=b"well")
     assert it.receiver.sessions <= 3
