@@ -14,6 +14,7 @@ from zmqpush.settings import Sync
 from zmqpush.spool import Spool
 
 MARK = b"ZS\n\0mark"
+FORMER_MARK = b"ZS\1\1\0\0\0\0"  # of every entry in a segment of format 1
 
 
 def segment_header(mark: bytes = MARK, labels: bytes | None = None) -> bytes:

@@ -5,6 +5,7 @@ The links between them fail in ``test_faults_link.py``. Every test is about the 
 commands; ``ZMQPUSH_CHAOS=long`` makes the faults many and long.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -43,10 +45,11 @@ from chaos import (
     wait_for_growth,
     written,
 )
-from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until, wait_until_ready
-from peers import bare
+from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until, wait_until_ready
+from peers import bare, deliver, greet
+from spools import FORMER_MARK, entry_of
 from test_acked import statistics
-from zmqpush.core.frames import Error, encode
+from zmqpush.core.frames import Error, encode, public_name
 
 READ_BYTES = 128 << 10  # what zmqpush reads at once, and has not yet in its spool
 CREDIT_BYTES = 8 << 20
@@ -777,9 +780,10 @@ def test_43_a_receiver_of_another_version_is_told_and_the_records_stay(pipeline)
         sender = pipeline.send("--timeout", 1)
         pipeline.put(sender, 100)
         peer, _ = receiver.recv_multipart()
-        receiver.send_multipart((peer, encode(Error(505, "this receiver speaks version 2"), 0)))
+        receiver.send_multipart((peer, encode(Error(505, "this receiver speaks version 1"), 0)))
         _, err = sender.communicate(timeout=PATIENCE)
-    line = f"zmqpush: {pipeline.endpoint}: it refuses: this receiver speaks version 2 (505)\n"
+    line = f"zmqpush: {pipeline.endpoint}: it refuses: this receiver speaks version 1 (505); "
+    line += "this sender speaks version 2: upgrade the older one\n"
 
     assert sender.returncode == 75
     assert err.startswith(line.encode())
@@ -880,6 +884,134 @@ def test_both_ends_killed_at_random_write_each_line_once(pipeline, some):
 
     assert shown.stdout.split() == [b"%d" % pipeline.fed, b"1"]
     pipeline.verify()
+
+
+# Whose records they are.
+
+
+@pytest.mark.parametrize("who", ["sender", "receiver", "either"])
+def test_47_records_stay_under_the_labels_of_their_runs(pipeline, tmp_path, some, who):
+    """Runs of two types take turns in one spool, killed: each record is in its file once."""
+    paths = {kind: tmp_path / f"of-{kind}" for kind in "ab"}
+    pipeline.path = tmp_path / "of-{type}"
+    kinds = {}
+    receiver = None
+    for run in range(2 * DOSE.kills):
+        if receiver is None and run % 3:  # every third run leaves all that it reads
+            receiver = pipeline.receive()
+        kind = "ab"[run % 2]
+        sender = pipeline.send(kind)
+        feeder = pipeline.feed(sender)
+        if receiver is None:
+            wait_until(lambda: len(spooled(pipeline.spool)) > 10_000)
+        else:
+            wait_for_growth(paths[kind], some(), sender)
+        if receiver and who != "sender" and run % 2:
+            kill(receiver)
+            receiver = None
+        if who == "receiver":
+            feeder.stop()
+            sender.terminate()
+            sender.communicate(timeout=PATIENCE)
+        else:
+            kill(sender)
+            feeder.stop()
+        before = pipeline.fed
+        safe = {*spooled(pipeline.spool), *written(*paths.values())}
+        pipeline.fed = max(safe, default=0)
+        assert compare(safe, range(1, pipeline.fed + 1)) == ([], [])
+        kinds |= dict.fromkeys(range(before + 1, pipeline.fed + 1), kind)
+    receiver = receiver or pipeline.receive()
+    sender = pipeline.send("b", "--grace", PATIENCE)
+    assert end_without_accounting(sender) == 0
+    stop(receiver)
+
+    for kind, path in paths.items():
+        assert written(path) == [number for number, of in kinds.items() if of == kind]
+
+
+def test_48_who_knows_the_name_of_a_stream_cannot_speak_for_it(pipeline):
+    """A stranger in that name, by all that a greeting can say: lost 0, repeated 0."""
+    pipeline.leave(1000)
+    receiver = pipeline.receive()
+    secret = json.loads((pipeline.spool / "0" / "meta").read_bytes())["secret"]
+    name = public_name(secret)  # as in a key of Kafka, an id of NATS and a dead letter
+    wait_until_ready(receiver)
+    with bare(zmq.DEALER, pipeline.endpoint) as stranger:
+        for values in ({"secret": name}, {"was": name}, {"stream": name}, {"first": 1001}):
+            _, session = greet(stranger, **{"secret": secrets.token_hex(16), **values})
+            first = values.get("first", 1)
+            deliver(stranger, session, first, *(b"<34> stranger" for _ in range(1000)))
+        sender = pipeline.send()
+        pipeline.put(sender, 10)
+        assert end(sender, read=10, before=1000) == (1010, 0, 0, 0)
+    stop(receiver)
+    records = pipeline.path.read_bytes().splitlines()
+    honest = [record for record in records if b"stranger" not in record]
+
+    assert list(map(number_of, honest)) == list(range(1, 1011))
+    assert len(records) == 1010 + 4 * 1000
+
+
+@pytest.mark.parametrize("number", [3, 1 << 40, (1 << 63) - 1])
+def test_49_content_is_never_taken_for_the_spool(start, tmp_path, number):
+    """Raw lines that are entries of either format, behind a torn write: not one is delivered."""
+    spool, path, endpoint = tmp_path / "spool", tmp_path / "all", f"ipc://{tmp_path}/socket"
+    forged = [entry_of(number, 1, b"forged\n", mark)[:-1] for mark in (FORMER_MARK, b"ABCDabcd")]
+    torn = b"".join(line + b"\n" for line in [b"torn", *forged, b"end"])
+    assert torn.count(b"\n") == 4
+    args = ("--format", "raw", "--spool", spool, "-c", endpoint)
+    for data in (b"1\n2\n", torn):
+        assert push(*args, "--timeout", 0, data=data).returncode == 75
+    segment = max(spool.glob("0/*.seg2"))
+    os.truncate(segment, segment.stat().st_size - 2)
+    for data in (b"3\n", b"4\n"):
+        assert push(*args, "--timeout", 0, data=data).returncode == 75
+    receiver = start(ZMQPULL, "-a", endpoint, "--to", path)
+    done = push(*args, data=b"5\n")
+    stop(receiver)
+
+    assert (done.returncode, sent(done)) == (0, 5)
+    assert path.read_bytes() == b"1\n2\n3\n4\n5\n"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_50_a_spool_and_a_state_of_earlier_versions_go_over_by_themselves(pipeline, known):
+    """The receiver has more than the sender knows: lost 0, repeated 0; its file is gone on."""
+    slot = pipeline.spool / "0"
+    slot.mkdir(parents=True, mode=0o700)
+    pipeline.spool.chmod(0o700)
+    former = {"format": 1, "stream": "ab" * 16, "inode": slot.stat().st_ino}
+    (slot / "meta").write_text(json.dumps(former))
+    (slot / f"{1:020d}.seg").write_bytes(
+        b"".join(entry_of(n, 1, line(n), FORMER_MARK) for n in range(1, 11))
+    )
+    pipeline.fed = 10
+    pipeline.state.mkdir()
+    with contextlib.closing(sqlite3.connect(pipeline.state / "state.db")) as database:
+        database.executescript(
+            "CREATE TABLE streams (principal TEXT, stream TEXT, acked INTEGER, run TEXT,"
+            " seen INTEGER, PRIMARY KEY (principal, stream)) WITHOUT ROWID;"
+            "CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;"
+            "PRAGMA user_version = 2;"
+        )
+        row = ("anonymous", ("ab" if known else "cd") * 16, 7, "12" * 16, int(time.time()))
+        database.execute("INSERT INTO streams VALUES (?, ?, ?, ?, ?)", row)
+        database.commit()
+    for count in (5, 5):
+        receiver = pipeline.receive()
+        sender = pipeline.send()
+        pipeline.put(sender, count)
+        sender.communicate(timeout=PATIENCE)
+        assert sender.returncode == 0
+        stop(receiver)
+    with contextlib.closing(sqlite3.connect(pipeline.state / "state.db")) as database:
+        found = dict(database.execute("SELECT stream, acked FROM streams"))
+    meta = json.loads((slot / "meta").read_bytes())
+
+    assert written(pipeline.path) == list(range(8 if known else 1, 21))
+    assert (meta["format"], meta["was"]) == (2, "ab" * 16)
+    assert found == {public_name(meta["secret"]): 20} | ({} if known else {"v1/" + "cd" * 16: 7})
 
 
 # What cannot be used.

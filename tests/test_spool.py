@@ -14,6 +14,7 @@ import pytest
 import test_pull
 from helpers import wait_until
 from spools import (
+    FORMER_MARK,
     HEADER_BYTES,
     MARK,
     FaultyDisk,
@@ -28,6 +29,7 @@ from spools import (
     segment_header,
     sync,
 )
+from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import DAMAGED, DROPPED, Data, Labels, Skip
 from zmqpush.errors import EXIT_CONFIG, SpoolError, SpoolForeignError
 from zmqpush.queue import WhenFull
@@ -489,6 +491,295 @@ def test_an_entry_within_a_payload_is_no_entry(slot):
 
     spool = open_spool(slot)
     assert [spool.take().first for _ in range(3)] == [1, 2, 3]
+
+
+# Content that looks like entries.
+
+
+def tear(slot, lost):
+    """Take the last bytes of what was written last, as a power cut may."""
+    path = max([*slot.glob("*.seg"), *segments(slot)])
+    os.truncate(path, path.stat().st_size - lost)
+
+
+def forged(number, mark):
+    """Return a line of raw content that is a whole entry, as far as a sender can know."""
+    line = entry(number, b"forged", mark=mark)[:-1]
+    assert b"\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("number", [4, 5, 9, 1 << 32, (1 << 63) - 2, (1 << 63) - 1])
+@pytest.mark.parametrize(
+    "mark", [FORMER_MARK, MARK.replace(b"\n", b"N"), bytes(8)], ids=["1", "2", "zero"]
+)
+@pytest.mark.parametrize("former", [False, True])
+def test_content_behind_a_torn_write_is_no_entry(slot, former, mark, number):
+    lines = [b"4", forged(number, mark), b"end"]
+    if former:
+        make_former(slot, [1, 2, 3], torn=entry(4, *lines, mark=FORMER_MARK)[:-2])
+    else:
+        spool = open_spool(slot)
+        put(spool, 1, 2, 3)
+        spool.put(Payload(b"".join(line + b"\n" for line in lines), 3))
+        sync(spool)
+        spool.close()
+        tear(slot, 2)
+    for new in (100, 101):
+        spool = open_spool(slot)
+        put(spool, new)
+        sync(spool)
+        assert (spool.recovered, spool.damaged) == (3 + (new - 100), 0)
+        spool.close()
+
+    assert refill(slot).numbers == [1, 2, 3, 100, 101]
+
+
+@pytest.mark.parametrize("number", [3, 4, 60, 61, 1 << 32, (1 << 63) - 1])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_jump_of_numbers_is_bounded_by_the_bytes_between(slot, number, last):
+    """Even where somebody knows the mark, or it is one of format 1."""
+    slot.mkdir()
+    bad = entry(2, b"x" * 20)
+    data = segment_header() + entry(1, b"1") + flipped(bad) + entry(number, b"9")
+    (slot / f"{1:020d}.seg2").write_bytes(data)
+    if not last:
+        follows = min(number + 1, (1 << 63) - 1)
+        (slot / f"{follows:020d}.seg2").write_bytes(segment_header() + entry(follows, b"10"))
+    spool = open_spool(slot)
+    first, *skips, second = [spool.take() for _ in range(2 if last and number > 60 else 3)]
+
+    assert first.first == 1
+    if number < 2 + len(bad):
+        assert (second.first, numbers_in(second)) == (number, [9])
+        assert skips == [Skip(2, number - 2, DAMAGED)]
+    elif last:
+        assert (second, spool.recovered) == (None, 1)
+    else:
+        assert skips == [Skip(2, follows - 2, DAMAGED)]
+        assert second.first == follows
+
+
+def flipped(data):
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def test_a_flood_of_entries_in_content_behind_damage_is_no_entry(slot):
+    """The damage is in the middle of a sealed segment, where the next entry is looked for."""
+    spool = open_spool(slot)
+    lines = [forged(n, FORMER_MARK) for n in range(2, 9)]
+    spool.put(Payload(b"".join(line + b"\n" for line in lines), 7))
+    put(spool, *range(8, 20))
+    sync(spool)
+    spool.close()
+    flip(segments(slot)[0], HEADER_BYTES)
+    receiver = refill(slot)
+
+    assert receiver.numbers == list(range(8, 20))
+    assert receiver.skipped[DAMAGED] == 7
+
+
+# Labels.
+
+
+def labels_and_numbers(spool):
+    """Return what a sender takes: numbers under the labels that were told before each."""
+    found = []
+    while (labels := spool.next_labels) is not None:
+        entry = spool.take()
+        found.append((labels.type, numbers_in(entry) if isinstance(entry, Data) else entry))
+    assert spool.take() is None
+    return found
+
+
+def test_the_labels_of_a_run_stay_with_its_records(slot):
+    types = ["a", "b", "b", "a", "c"]
+    expected = []
+    for run, kind in enumerate(types):
+        spool = open_spool(slot, labels=Labels(kind, "h", run % 2 == 0))
+        put(spool, *range(6 * run, 6 * run + 6))  # two segments
+        sync(spool)
+        expected += [(kind, [n]) for n in range(6 * run, 6 * run + 6)]
+        assert labels_and_numbers(spool) == expected
+        spool.rewind()
+        assert spool.next_labels == Labels("a", "h", True)
+        spool.close()
+    spool = open_spool(slot, labels=Labels("z"))
+    spool.acknowledge(6)
+
+    assert spool.next_labels == Labels("b", "h", False)
+    assert labels_and_numbers(spool) == expected[6:]
+
+
+def test_the_labels_of_what_is_damaged_or_dropped_are_nobodys_business(slot):
+    for kind in "abc":
+        spool = open_spool(slot, labels=Labels(kind))
+        put(spool, *range(1, 6))
+        sync(spool)
+        spool.close()
+    paths = segments(slot)
+    assert [int(path.stem) for path in paths] == [1, 5, 6, 10, 11, 15]
+    flip(paths[1], HEADER_BYTES + 40)  # number 5, the last of a
+    paths[2].unlink()  # 6 to 9, of b
+    spool = open_spool(slot, labels=Labels("d"))
+    found = labels_and_numbers(spool)
+
+    assert [(kind, n) for kind, n in found if not isinstance(n, Skip)] == [
+        *(("a", [n]) for n in (1, 2, 3, 4)),
+        ("b", [5]),
+        *(("c", [n]) for n in (1, 2, 3, 4, 5)),
+    ]
+    assert [n for _, n in found if isinstance(n, Skip)] == [Skip(5, 5, DAMAGED)]
+
+
+def test_dropping_the_oldest_goes_on_with_the_labels_of_what_follows(slot):
+    for kind in "ab":
+        spool = open_spool(slot, labels=Labels(kind), max_bytes=FULL)
+        put(spool, *range(1, 5))
+        sync(spool)
+        spool.close()
+    spool = open_spool(slot, labels=Labels("c"), max_bytes=FULL, when_full=WhenFull.DROP_OLDEST)
+    assert spool.next_labels == Labels("a")
+    put(spool, *range(1, 10))
+    sync(spool)
+
+    assert spool.dropped == 4
+    found = labels_and_numbers(spool)
+    assert [(kind, n) for kind, n in found if not isinstance(n, Skip)] == [
+        *(("b", [n]) for n in (1, 2, 3, 4)),
+        *(("c", [n]) for n in range(1, 10)),
+    ]
+
+
+def test_the_longest_labels_fit(slot):
+    labels = Labels("\U0001f600" * 256, "\udc80" * 256, raw=True)
+    spool = open_spool(slot, labels=labels)
+    put(spool, 1)
+    sync(spool)
+    spool.close()
+    spool = open_spool(slot)
+
+    assert (spool.next_labels, spool.records) == (labels, 1)
+    assert Receiver().take_all(spool) == [1]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *(b"", b"null", b"[]", b"{}", b'"x"', b"\xff", b"[" * 5000, b'{"type":1}'),
+        b'{"type":"a","host":"","raw":1}',
+        b'{"type":"a","host":"%s","raw":true}' % (b"h" * 257),
+        b'{"type":"a","host":"","more":1}',
+    ],
+)
+def test_labels_that_make_no_sense_are_those_of_the_run(slot, labels):
+    slot.mkdir()
+    data = segment_header(labels=labels) + entry(1, b"1")
+    (slot / f"{1:020d}.seg2").write_bytes(data)
+    spool = open_spool(slot, labels=Labels("now"))
+
+    assert labels_and_numbers(spool) in ([("now", [1])], [("", [1])])
+
+
+@pytest.mark.parametrize("written", [0, 1, 30, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 40])
+@pytest.mark.parametrize("killed", [False, True])
+def test_no_space_in_the_header_of_a_segment_is_rolled_back(slot, disk, written, killed):
+    spool = open_spool(slot)
+    put(spool, 1, 2, 3, 4)
+    sync(spool)
+    disk.written = written
+    disk.fail("pwritev", errno.ENOSPC)
+    put(spool, 5, 6)
+    assert segments(slot)[-1].stat().st_size == 0
+    assert (spool.unsafe, account(spool)) == (2, 6)
+    disk.reboot()
+    if not killed:
+        spool.retry()
+        sync(spool)
+        spool.close()
+    spool = open_spool(slot)
+
+    assert Receiver().take_all(spool) == [1, 2, 3, 4, *([] if killed else [5, 6])]
+
+
+# Format 1.
+
+
+def make_former(slot, *runs, torn=b"", stream="ab" * 16, floor=0):
+    """Make a spool as earlier versions wrote it; each block holds one number."""
+    slot.mkdir()
+    meta = {"format": 1, "stream": stream, "inode": slot.stat().st_ino}
+    (slot / "meta").write_text(json.dumps(meta) + "\n")
+    number = 1
+    for run in runs:
+        blocks = [entry_of(number + i, 1, payload(n).data, FORMER_MARK) for i, n in enumerate(run)]
+        (slot / f"{number:020d}.seg").write_bytes(b"".join(blocks) + torn)
+        number += len(run)
+    state = struct.pack(">8sQQ", b"SPOOLST1", 2, floor)
+    (slot / "state").write_bytes(bytes(4096) + state + struct.pack(">I", zlib.crc32(state)))
+
+
+def test_a_spool_of_format_1_goes_over_by_itself(slot):
+    make_former(slot, [1, 2, 3], [4, 5], floor=2)
+    spool = open_spool(slot, labels=Labels("now"))
+    secret = spool.secret
+
+    assert (spool.was, spool.first, spool.recovered, spool.records) == ("ab" * 16, 3, 5, 3)
+    meta = {"format": 2, "secret": secret, "was": "ab" * 16, "inode": slot.stat().st_ino}
+    assert json.loads((slot / "meta").read_bytes()) == meta
+    assert not spool._reporter
+    put(spool, 6)
+    sync(spool)
+    assert labels_and_numbers(spool) == [("now", [n]) for n in (3, 4, 5, 6)]
+    spool.close()
+    spool = open_spool(slot, labels=Labels("later"))
+    assert (spool.secret, spool.was) == (secret, "ab" * 16)
+    assert labels_and_numbers(spool) == [*(("later", [n]) for n in (3, 4, 5)), ("now", [6])]
+    spool.acknowledge(6)
+    spool.unlink_removable()
+    assert not list(slot.glob("*.seg"))
+    spool.rename_stream()
+    assert (spool.secret != secret, spool.was) == (True, "")
+    assert "was" not in json.loads((slot / "meta").read_bytes())
+
+
+def test_a_copy_of_a_spool_of_format_1_is_a_new_stream(slot, tmp_path):
+    make_former(slot, [1, 2, 3])
+    shutil.copytree(slot, tmp_path / "copy")
+    spool = open_spool(tmp_path / "copy")
+
+    assert (spool.was, spool.records) == ("", 3)
+
+
+def test_a_tail_of_format_1_torn_at_any_byte_costs_only_the_entries_it_tore(slot, tmp_path):
+    make_former(slot, [1, 2, 3])
+    size = (slot / f"{1:020d}.seg").stat().st_size
+    for length in range(size):
+        copy = tmp_path / "copy"
+        shutil.copytree(slot, copy)
+        os.truncate(copy / f"{1:020d}.seg", length)
+        for new in (100, 101):
+            spool = open_spool(copy)
+            put(spool, new)
+            sync(spool)
+            spool.close()
+
+        assert refill(copy).numbers == [*range(1, 1 + length // 72), 100, 101]
+        shutil.rmtree(copy)
+
+
+def test_a_bit_flipped_in_a_sealed_segment_of_format_1_costs_one_entry(slot, tmp_path):
+    make_former(slot, [1, 2, 3], [4])
+    for at in range(3 * 72):
+        copy = tmp_path / "copy"
+        shutil.copytree(slot, copy)
+        flip(copy / f"{1:020d}.seg", at, at % 8)
+        receiver = refill(copy)
+        lost = 1 + at // 72
+
+        assert receiver.numbers == [n for n in range(1, 5) if n != lost]
+        assert receiver.skipped[DAMAGED] == 1
+        shutil.rmtree(copy)
 
 
 # When it is full.

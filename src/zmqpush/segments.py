@@ -144,10 +144,9 @@ def read_state(fd: int) -> tuple[int, int]:
     return newest
 
 
-def new_header(labels: Labels) -> tuple[Header, bytes]:
-    """Return the header of a new segment, and its bytes."""
+def new_header(mark: bytes, labels: Labels) -> tuple[Header, bytes]:
+    """Return the header of a new segment, and its bytes; the mark is 8 random ones."""
     text = json.dumps(labels._asdict(), separators=(",", ":")).encode()
-    mark = os.urandom(8)
     beginning = _BEGINNING.pack(_MAGIC, len(text), zlib.crc32(text), mark)
     # Each part twice, so that one damaged byte costs nothing.
     data = 2 * (beginning + _CRC.pack(zlib.crc32(beginning))) + 2 * text

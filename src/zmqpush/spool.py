@@ -135,7 +135,7 @@ class Spool:
     ) -> None:
         self._slot = slot
         self._max_bytes = max_bytes
-        self._header_bytes = new_header(labels)[0].size  # of each new segment
+        self._header_bytes = new_header(bytes(8), labels)[0].size  # of each new segment
         self._segment_bytes = min(segment_bytes, max(1, max_bytes // 4)) + self._header_bytes
         self._when_full = when_full
         self._sync = sync
@@ -403,7 +403,7 @@ class Spool:
             if has_no_room(exc):
                 raise _NoSpaceError from exc
             raise
-        header, self._beginning = new_header(self.labels)
+        header, self._beginning = new_header(os.urandom(8), self.labels)
         self._segments.append(Segment(first, path, 0, header))
         self._new_names = True
         fault_point("segment-created")

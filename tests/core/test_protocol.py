@@ -1,6 +1,9 @@
 """Both state machines of acknowledged delivery, row by row of ``docs/protocol.md``."""
 
 import itertools
+import json
+import struct
+import zlib
 
 import pytest
 from hypothesis import given
@@ -26,7 +29,7 @@ from zmqpush.core.frames import (
     encode,
     public_name,
 )
-from zmqpush.core.receiver import Floor, Progress, Receiver
+from zmqpush.core.receiver import FORMER, Floor, Progress, Receiver
 from zmqpush.core.sender import Redial, Sender
 from zmqpush.queue import WhenFull
 from zmqpush.unacked_queue import UnackedQueue
@@ -516,6 +519,102 @@ def test_a_greeting_is_answered_by_nothing_else(message):
 def test_the_last_frame_is_a_goodbye_if_there_is_a_session():
     assert Sending(session=None).sender.goodbye() is None
     assert decode(Sending().sender.goodbye()) == (Goodbye(), SESSION)
+
+
+# Labels.
+
+
+class Runs(UnackedQueue):
+    """A queue whose first block is number 1, and whose blocks have the labels of their runs."""
+
+    def __init__(self, *labels):
+        super().__init__(1 << 30, WhenFull.BLOCK, LABELS)
+        self.of_blocks = labels
+
+    @property
+    def next_labels(self):
+        if self._taken == len(self._blocks):
+            return None
+        return self.of_blocks[self._blocks[self._taken].first - 1]
+
+
+OTHER_LABELS = Labels("t", "h", raw=True)
+
+
+def labels_of(message):
+    return Labels(*(message.values[key] for key in Labels._fields))
+
+
+def test_other_labels_are_announced_when_nothing_is_in_flight():
+    it = Sending(blocks=4, session=None, store=Runs(LABELS, LABELS, OTHER_LABELS, LABELS))
+    (hello,) = it.send(0)
+    assert labels_of(hello) == LABELS
+    it.welcome(0)
+    assert it.send(0) == [block(1), block(2)]
+    it.receive(Ack(1, 256, 1000), 0)
+    assert it.send(0) == []
+    it.receive(Ack(2, 256, 1000), 0)
+    (hello,) = it.send(0)
+    assert (labels_of(hello), hello.values["first"]) == (OTHER_LABELS, 3)
+    assert not it.sender.streaming
+    it.welcome(0, 8, acked=2, raw=True)
+    assert it.send(0) == [block(3)]
+    it.receive(Ack(3, 256, 1000), 0, 8)
+    assert labels_of(*it.send(0)) == LABELS
+
+
+def test_a_sender_with_nothing_to_send_has_no_labels_to_announce():
+    it = Sending(blocks=1, session=None, store=Runs(OTHER_LABELS))
+    it.send(0)
+    it.welcome(0, raw=True)
+    assert it.send(0) == [block(1)]
+    it.receive(Ack(1, 256, 1000), 0)
+
+    assert it.send(0) == []
+    assert it.sender.streaming
+
+
+def test_a_hello_without_a_block_has_the_labels_of_the_run():
+    assert labels_of(*Sending(session=None, store=Runs()).send(0)) == LABELS
+
+
+def test_labels_that_a_welcome_makes_the_next_ones_are_announced_before_anything_is_sent():
+    it = Sending(blocks=2, session=None, recovered=2, store=Runs(OTHER_LABELS, LABELS))
+    assert labels_of(*it.send(0)) == OTHER_LABELS
+    it.welcome(0, acked=1, raw=True)
+
+    assert labels_of(*it.send(0)) == LABELS
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_late_welcome_for_other_labels_misfiles_nothing(lost):
+    """A HELLO that was answered twice, and the one after it is lost or on its way."""
+    it = Sending(blocks=2, session=None, store=Runs(LABELS, OTHER_LABELS))
+    it.send(0)
+    it.welcome(0)
+    assert it.send(0) == [block(1)]
+    it.receive(Ack(1, 256, 1000), 0)
+    assert labels_of(*it.send(0)) == OTHER_LABELS
+    it.welcome(0, 8, acked=1)
+    assert it.send(0) == []
+    if not lost:
+        it.welcome(0, 9, acked=1, raw=True)
+        assert it.send(0) == [block(2)]
+    else:
+        assert labels_of(*it.send(2)) == OTHER_LABELS
+
+
+def test_equal_labels_of_several_runs_cost_no_greeting():
+    it = Sending(blocks=2, store=Runs(LABELS, Labels(*LABELS)))
+
+    assert it.send(0) == [block(1), block(2)]
+
+
+def test_the_name_under_version_1_is_said_until_the_stream_gets_a_new_secret():
+    store = UnackedQueue(1, WhenFull.BLOCK, LABELS)
+    store.was = OTHER_SECRET
+    (hello,) = Sending(session=None, store=store).send(0)
+    assert hello.values["was"] == OTHER_SECRET
 
 
 # The receiver.
@@ -1201,3 +1300,126 @@ def test_a_sender_survives_whatever_comes_and_still_delivers(frames):
     it.welcome(len(frames), 99, acked=it.store.first - 1)
 
     assert [m.first for m in it.send(len(frames))] == it.waiting
+
+
+# Streams of version 1.
+
+FORMER_KEY = ("anonymous", FORMER + "12" * 16)
+
+
+def forgotten_and_moved(it):
+    return it.receiver.take_forgotten(), it.receiver.take_accepted()
+
+
+def test_a_stream_of_version_1_goes_on_under_its_new_name_once_that_is_safe():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    it.say(hello(was="12" * 16, first=3))
+    assert it.replies() == []
+    gone, moved = forgotten_and_moved(it)
+    assert (gone, moved) == ([FORMER_KEY], [Progress(KEY, Floor(4, OTHER_RUN), 1, 0)])
+    it.receiver.committed(moved)
+    ((welcome, session),) = it.replies()
+
+    assert (welcome.values["acked"], welcome.values["run"]) == (4, OTHER_RUN)
+    assert it.say(block(4), session) is None
+    assert it.say(block(5), session).key == KEY
+    assert list(it.receiver._streams) == [KEY]
+    # And when it greets again.
+    it.commit()
+    assert it.greet(was="12" * 16, first=3)[0]["acked"] == 5
+    assert it.receiver.take_forgotten() == []
+
+
+@pytest.mark.parametrize("values", [{}, {"was": "34" * 16}, {"was": STREAM}, {"secret": "12" * 16}])
+def test_nothing_else_reaches_a_stream_of_version_1(values):
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    welcome, session = it.greet(**values)
+    assert welcome["acked"] == 0
+    it.say(block(1, 9), session)
+    it.commit()
+
+    assert it.receiver._streams[FORMER_KEY].floor == 4
+
+
+def test_a_stream_of_version_1_belongs_to_its_principal():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+
+    assert it.greet(principal="someone", was="12" * 16)[0]["acked"] == 0
+
+
+def test_a_stream_that_is_known_takes_nothing_over():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN), KEY: Floor(2, RUN)})
+
+    assert it.greet(was="12" * 16)[0]["acked"] == 2
+
+
+def test_who_takes_a_stream_of_version_1_first_makes_its_sender_deliver_again_and_lose_nothing():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    it.say(hello(was="12" * 16, secret=OTHER_SECRET), peer=b"stranger")
+    it.commit()
+    ((_, stolen),) = it.replies()
+    it.say(block(5, 100), stolen, peer=b"stranger")
+    it.commit()
+    it.replies()
+    welcome, session = it.greet(was="12" * 16, first=3)
+
+    assert (welcome["acked"], welcome["run"]) == (2, RUN)
+    assert it.say(block(3), session).key == KEY
+
+
+def test_what_was_taken_over_and_not_remembered_is_taken_over_again():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    it.say(hello(was="12" * 16))
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})  # it died
+    it.say(hello(was="12" * 16))
+    it.commit()
+
+    assert it.replies()[0][0].values["acked"] == 4
+
+
+def test_the_secret_of_a_stream_is_nowhere_in_a_receiver():
+    it = Receiving()
+    _, session = it.greet()
+    it.say(block(1), session)
+    it.commit()
+    replies = str(it.replies())
+
+    assert SECRET not in replies + str(vars(it.receiver)) + str(it.receiver._streams)
+    assert ("anonymous", public_name(SECRET)) == KEY
+    assert SECRET not in public_name(SECRET)
+
+
+# Peers of version 1, by the bytes that they say.
+
+
+def former_frame(kind, body, session=0):
+    frame = struct.pack(">HBBHHQ", 0x5A50, 1, kind, 0, 16, session) + body
+    return frame + struct.pack(">I", zlib.crc32(frame))
+
+
+def test_a_sender_of_version_1_is_told_to_be_upgraded():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    values = {"versions": [1, 1], "stream": "12" * 16, "run": RUN, "first": 1, "type": "t"}
+    it.receiver.receive(b"peer", former_frame(1, json.dumps(values).encode()), 0)
+    data = struct.pack(">QQI", 5, 1, zlib.crc32(struct.pack(">QQ", 5, 1) + b"x\n")) + b"x\n"
+    it.receiver.receive(b"peer", former_frame(3, data, 7)[:-4], 0)
+    replies = it.receiver.take_replies()
+    text = b"this receiver speaks version 2, not 1: upgrade the sender"
+
+    assert [frame for _, frame in replies] == [
+        former_frame(10, struct.pack(">H", 505) + text, session) for session in (0, 7)
+    ]
+    assert list(it.receiver._streams) == [FORMER_KEY]
+
+
+def test_a_receiver_of_version_1_understands_the_range_of_versions_and_its_refusal_counts():
+    it = Sending(blocks=3, session=None)
+    frame = it.sender.next_frame(0)
+    assert frame[:4] == b"ZP\1\1"
+    assert json.loads(frame[16:-4])["versions"] == [2, 2]
+    refusal = former_frame(10, struct.pack(">H", 505) + b"this receiver speaks version 1")
+    redial = it.sender.receive(refusal, 0)
+
+    assert redial.delay == 30
+    assert redial.reason.startswith("it refuses: this receiver speaks version 1 (505); ")
+    assert it.waiting == [1, 2, 3]
