@@ -305,7 +305,10 @@ def test_a_spool_in_use_is_told_with_the_process(start, spool):
     done = push("--spool", spool, "-c", NOBODY, data=b"2\n")
     told = status(spool)
 
-    line = b"zmqpush: the spool %s is in use by process %d\n" % (bytes(spool), child.pid)
+    line = (
+        b"zmqpush: the spool %s is in use by process %d: give this one a --spool of its own, "
+        b"or --spool-slots 2 to each\n"
+    ) % (bytes(spool), child.pid)
     assert (done.returncode, done.stdout, done.stderr) == (73, b"", line)
     assert told.stdout.endswith(b", in use by process %d\n" % child.pid)
 
@@ -314,7 +317,7 @@ def test_the_status_of_a_spool(spool):
     assert status(spool).returncode == 74
     assert not spool.exists()
     fill_spool(spool)
-    size = sum(path.stat().st_size for path in (spool / "0").glob("*.seg"))
+    size = sum(path.stat().st_size for path in (spool / "0").glob("*.seg2"))
     done = status(spool)
 
     line = b"%s/0: 2 records to be acknowledged, 0 acknowledged, 1 segments, %d bytes\n"
@@ -407,7 +410,7 @@ def test_a_peer_that_is_no_receiver_costs_nothing(start, stranger):
         child = start(ZMQPUSH, "--ack", "-c", endpoint, "--grace", 0)
         feed(child, b"1\n")
         while b"no receiver acknowledges" not in (line := child.stderr.readline()):
-            assert (b": it refuses: not like this (505)\n" in line) == (stranger == "an error")
+            assert (b": it refuses: not like this (505)" in line) == (stranger == "an error")
         before = processor_time(child)
         time.sleep(0.5)
         used = processor_time(child) - before
@@ -424,7 +427,7 @@ def test_what_a_peer_says_is_told_in_one_harmless_line(start):
         while b"it refuses" not in (line := child.stderr.readline()):
             pass
 
-    assert line.endswith(b" (505)\n")
+    assert b" (505); " in line
     assert b"\x1b" not in line
 
 
@@ -439,11 +442,16 @@ def test_after_a_refusal_the_next_receiver_is_tried_at_once(start, endpoint):
 # zmqpull among hostile peers.
 
 HEADER = encode(Ping(), 0)
-HELLO = {"versions": [1, 1], "stream": "ab" * 16, "run": "cd" * 16, "first": 1}
+GREETING = encode(Hello({}), 0)[:16]
+HELLO = {"versions": [2, 2], "secret": "ab" * 16, "run": "cd" * 16, "first": 1}
 HELLOS = [
     *({**HELLO, key: value} for key in HELLO for value in (None, 0, -1, "", [], {}, True, 1 << 63)),
-    *({**HELLO, key: value} for key in ("type", "host") for value in (1, "x" * 257, None)),
-    {**HELLO, "versions": [2, 9]},
+    *(
+        {**HELLO, key: value}
+        for key in ("type", "host", "raw", "was")
+        for value in (1, "x" * 257, None)
+    ),
+    {**HELLO, "versions": [3, 9]},
 ]
 GARBAGE = [
     b"",
@@ -451,9 +459,9 @@ GARBAGE = [
     b"GET / HTTP/1.1\r\n\r\n",
     *(HEADER[:at] + b"\xff" + HEADER[at + 1 :] for at in range(8)),
     *(encode(Hello(values), 0) for values in HELLOS),
-    HEADER[:3] + b"\1" + HEADER[4:] + b"[" * 4000,
-    HEADER[:3] + b"\1" + HEADER[4:] + b"9" * 4096,
-    HEADER[:3] + b"\1" + HEADER[4:] + b'{"versions":[1,1],"stream":"\\ud800"}',
+    GREETING + b"[" * 4000,
+    GREETING + b"9" * 4096,
+    GREETING + b'{"versions":[2,2],"secret":"\\ud800"}',
     *(
         encode(message, 77)
         for message in (Data.of(1, 1, b"1\n"), Skip(1, 1, 1), Ping(), Goodbye(), Ack(1, 1, 1))

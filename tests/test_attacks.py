@@ -227,7 +227,7 @@ def test_streams_that_never_sent_a_block_are_not_remembered():
 
     def greet_with(streams: range) -> None:
         for stream in streams:
-            values = {"versions": [1, 1], "stream": f"{stream:032x}", "run": "cd" * 16, "first": 1}
+            values = {"versions": [2, 2], "secret": f"{stream:032x}", "run": "cd" * 16, "first": 1}
             receiver.receive(b"peer %d" % (stream % 50), encode(Hello(values), 0), 0.0)
             receiver.take_replies()
 
@@ -259,7 +259,7 @@ def test_what_waits_for_the_sink_is_bounded_whoever_sent_it():
     receiver = Receiver({}, 64 * MIB, "disk", iter(range(1, 1 << 63)).__next__)
     accepted = 0
     for stream in range(1, 400):
-        values = {"versions": [1, 1], "stream": f"{stream:032x}", "run": "cd" * 16, "first": 1}
+        values = {"versions": [2, 2], "secret": f"{stream:032x}", "run": "cd" * 16, "first": 1}
         receiver.receive(b"peer", encode(Hello(values), 0), 0.0)
         block = Data.of(1, 1, b"x" * (MIB - 1) + b"\n")
         accepted += receiver.receive(b"peer", encode(block, stream), 0.0) is not None
@@ -267,7 +267,7 @@ def test_what_waits_for_the_sink_is_bounded_whoever_sent_it():
     assert accepted == 128
 
     receiver.committed(receiver.take_accepted())
-    receiver.receive(b"peer", encode(Hello(values | {"stream": "ab" * 16}), 0), 0.0)
+    receiver.receive(b"peer", encode(Hello(values | {"secret": "ab" * 16}), 0), 0.0)
     token = accepted + 400 - 128
     assert receiver.receive(b"peer", encode(block, token), 0.0)
 

@@ -157,7 +157,7 @@ def test_systemd_stops_zmqpush_in_order_and_what_is_left_arrives_later(systemd):
     systemd.run("systemctl", "start", "zmqpush@app.socket")
     write(systemd, "one")
     spool = systemd.lib / "private/zmqpush/app/0"
-    wait_until(lambda: any(segment.stat().st_size for segment in spool.glob("*.seg")))
+    wait_until(lambda: any(segment.stat().st_size for segment in spool.glob("*.seg2")))
     systemd.run("systemctl", "stop", "zmqpush@app.service")  # waits for --grace: nobody receives
 
     assert systemd.show("zmqpush@app.service", "ExecMainStatus") == "75"

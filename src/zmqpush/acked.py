@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import zmq
 
 from zmqpush.acked_links import DealerLink
-from zmqpush.core.envelope import Payload
+from zmqpush.core.envelope import Format, Payload
+from zmqpush.core.frames import MAX_LABEL, Labels, public_name
 from zmqpush.core.sender import Redial, Sender
 from zmqpush.endings import Ending
 from zmqpush.faults import fault_point
@@ -65,22 +66,24 @@ class AckedOutlet:
         self._reporter = reporter
         self._guard = guard
         self._spool: Spool | None = None
+        host, raw = socket.gethostname(), settings.format is Format.RAW
+        labels = Labels(settings.logtype[:MAX_LABEL], host[:MAX_LABEL], raw)
         if settings.spool:
             self._spool = Spool(
                 take_slot(settings.spool, settings.spool_slots),
                 max_bytes=settings.spool_max,
                 when_full=settings.when_full,
                 sync=settings.sync,
+                labels=labels,
                 reporter=reporter,
             )
-        self._store = self._spool or UnackedQueue(settings.queue_max, settings.when_full)
-        labels = {"type": settings.logtype[:256], "host": socket.gethostname()[:256]}
+        self._store = self._spool or UnackedQueue(settings.queue_max, settings.when_full, labels)
         self._endpoints = list(settings.endpoints.connect)
         patience = _PATIENCE if len(self._endpoints) == 1 else _PATIENCE_OF_SEVERAL
         run = os.urandom(16).hex()
-        self._sender = Sender(self._store, run, labels, patience, random.random)
+        self._sender = Sender(self._store, run, patience, random.random)
         if settings.spread:
-            self._endpoints = _spread(self._endpoints, self._store.stream)
+            self._endpoints = _spread(self._endpoints, public_name(self._store.secret))
         self._context = zmq.Context()
         self._endpoint = self._last_endpoint = self._endpoints[0]
         self._link: DealerLink | None = None

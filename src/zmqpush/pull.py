@@ -262,7 +262,7 @@ class Puller:
             accepted = self._receiver.take_accepted()
             batches = [
                 Batch(block.payload, block.records, labels, stream_name(key), block.first)
-                for key, labels, block in arrivals
+                for key, labels, block, _ in arrivals
             ]
             await self._writer.write(batches)
             fault_point("written")

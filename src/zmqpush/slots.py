@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from zmqpush.errors import SpoolBusyError, SpoolForeignError
 from zmqpush.faults import fault_point
-from zmqpush.segments import end_of, list_segments, read_state, read_stream, telling
+from zmqpush.segments import end_of, list_segments, read_meta, read_state, telling
 
 # Somebody who only looks whether a slot is in use locks it, for a moment.
 _LOCK_ATTEMPTS = 10
@@ -63,7 +63,10 @@ def take_slot(directory: Path, slots: int) -> Path:
             if len(pids) < slots and _lock(slot):
                 return slot
     whose = f" by process {', '.join(pids)}" if pids else ""
-    raise SpoolBusyError(f"the spool {directory} is in use{whose}")
+    raise SpoolBusyError(
+        f"the spool {directory} is in use{whose}: give this one a --spool of its own, "
+        f"or --spool-slots {slots + 1} to each"
+    )
 
 
 def status_of(directory: Path) -> Iterator[Status]:
@@ -94,7 +97,7 @@ def survey(slot: Path) -> Status:
         floor = max(floor, segments[0].first - 1)
     end = max(floor, end_of(segments))
     size = sum(segment.size for segment in segments)
-    return Status(slot, read_stream(slot), floor, end, len(segments), size, _locked_by(slot))
+    return Status(slot, read_meta(slot).stream, floor, end, len(segments), size, _locked_by(slot))
 
 
 def _make_directory(path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import DAMAGED, DROPPED, MAX_PAYLOAD_BYTES, Data, Skip
+from zmqpush.core.frames import DAMAGED, DROPPED, MAX_PAYLOAD_BYTES, Data, Labels, Skip
 from zmqpush.core.holes import Holes
 from zmqpush.disk import has_no_room
 from zmqpush.errors import SpoolError
@@ -27,16 +27,16 @@ from zmqpush.segment_reader import SegmentReader
 from zmqpush.segments import (
     FORMAT,
     HEADER,
-    MAGIC,
     STATE_BYTES,
     STATE_SLOTS,
     Segment,
     end_of,
     inode_of,
     list_segments,
+    new_header,
     pack_state,
+    read_meta,
     read_state,
-    read_stream,
     telling,
 )
 from zmqpush.settings import Sync
@@ -102,6 +102,7 @@ class Spool:
         max_bytes: Most bytes to hold.
         when_full: What happens to records when there is no room.
         sync: When a block may be sent.
+        labels: What the records of this run have in common.
         reporter: Where to tell of damage.
         segment_bytes: How long a segment grows.
 
@@ -110,7 +111,9 @@ class Spool:
         SpoolForeignError: If they are of a later version.
 
     Attributes:
-        stream: The name of the stream.
+        secret: What the name of the stream is made of.
+        was: The name that it had under version 1, if it had one.
+        labels: What the records of this run have in common.
         recovered: The last sequence number of earlier runs.
         acked: How many records were acknowledged, so far in this run.
         dropped: How many were dropped by policy.
@@ -126,15 +129,18 @@ class Spool:
         max_bytes: int,
         when_full: WhenFull,
         sync: Sync,
+        labels: Labels,
         reporter: Reporter,
         segment_bytes: int = _SEGMENT_BYTES,
     ) -> None:
         self._slot = slot
         self._max_bytes = max_bytes
-        self._segment_bytes = min(segment_bytes, max(1, max_bytes // 4))
+        self._header_bytes = new_header(bytes(8), labels)[0].size  # of each new segment
+        self._segment_bytes = min(segment_bytes, max(1, max_bytes // 4)) + self._header_bytes
         self._when_full = when_full
         self._sync = sync
         self._reporter = reporter
+        self.labels = labels
         self.acked = self.dropped = self.damaged = 0
         self._holes = Holes()
         self._held: deque[Payload] = deque()  # there is no room for them
@@ -152,11 +158,11 @@ class Spool:
         self._state_written = time.monotonic()
         with telling(slot):
             self._directory = os.open(slot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self.stream = read_stream(slot)
-            if not self.stream and (slot / "meta").exists():
+            self.secret, self.was = read_meta(slot)
+            if not self.secret and not self.was and (slot / "meta").exists():
                 self.rename_stream()
-            elif not self.stream:
-                self.stream = self._name_stream()
+            elif not self.secret:
+                self._name_stream()
             self._state = self._open_state()
             self._recover()
 
@@ -201,15 +207,16 @@ class Spool:
                 break
         os.fsync(self._directory)
 
-    def _name_stream(self) -> str:
-        stream = os.urandom(16).hex()
+    def _name_stream(self) -> None:
+        secret = os.urandom(16).hex()
         meta = self._slot / "meta"
         new = self._slot / "meta.new"
         with telling(self._slot):
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                values = {"format": FORMAT, "stream": stream, "inode": inode_of(self._slot)}
-                os.write(fd, json.dumps(values).encode() + b"\n")
+                values = {"format": FORMAT, "secret": secret, "inode": inode_of(self._slot)}
+                former = {"was": self.was} if self.was else {}
+                os.write(fd, json.dumps(values | former).encode() + b"\n")
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -217,17 +224,18 @@ class Spool:
             os.rename(new, meta)
             fault_point("meta-renamed")
             os.fsync(self._directory)
-        return stream
+        self.secret = secret
 
     def rename_stream(self) -> None:
         """
-        Give the stream a new name; the records keep their numbers.
+        Give the stream a new secret, and so a new name; the records keep their numbers.
 
         Raises:
             SpoolError: If it cannot be stored.
 
         """
-        self.stream = self._name_stream()
+        self.was = ""
+        self._name_stream()
         self._reporter.warn(
             f"the spool {self._slot} is a copy, or has lost something: it goes on as a new stream"
         )
@@ -306,9 +314,11 @@ class Spool:
     def _has_room(self, payload_bytes: int) -> bool:
         if self._floor == self._next - 1:
             return True  # one block always may
-        if self._bytes + HEADER.size + payload_bytes > self._max_bytes:
+        begun = self._fd is not None and self._segments[-1].size < self._segment_bytes
+        needed = HEADER.size + payload_bytes + (0 if begun else self._header_bytes)
+        if self._bytes + needed > self._max_bytes:
             return False
-        if self._fd is not None and self._segments[-1].size < self._segment_bytes:
+        if begun:
             return True
         disk = os.fstatvfs(self._directory)
         return disk.f_bavail >= disk.f_blocks * _MIN_FREE
@@ -342,8 +352,11 @@ class Spool:
             self._begin_segment(block.first)
         assert self._fd is not None
         segment = self._segments[-1]
-        size = len(block.payload)
-        header = HEADER.pack(MAGIC, size, 0, block.first, block.records, block.crc)
+        assert segment.header is not None
+        mark, size = segment.header.mark, len(block.payload)
+        header = HEADER.pack(mark[:4], size, mark[4:], block.first, block.records, block.crc)
+        if not segment.size:
+            header = self._beginning + header
         fault_point("append")
         try:
             written = os.pwritev(self._fd, (header, block.payload), segment.size)
@@ -380,7 +393,7 @@ class Spool:
         return block
 
     def _begin_segment(self, first: int) -> None:
-        path = self._slot / f"{first:020d}.seg"
+        path = self._slot / f"{first:020d}.seg2"
         if self._segments and self._segments[-1].first == first:
             self._remove(self._segments[-1])  # it has no good entry
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -390,7 +403,8 @@ class Spool:
             if has_no_room(exc):
                 raise _NoSpaceError from exc
             raise
-        self._segments.append(Segment(first, path, 0))
+        header, self._beginning = new_header(os.urandom(8), self.labels)
+        self._segments.append(Segment(first, path, 0, header))
         self._new_names = True
         fault_point("segment-created")
 
@@ -471,6 +485,18 @@ class Spool:
         self._note_synced(job.end)
         fault_point("synced")
 
+    @property
+    def next_labels(self) -> Labels | None:
+        """What the records of the next block have in common; None if no block may be sent."""
+        if self._cursor > self._synced:
+            return None
+        if self._cursor > self.recovered:
+            return self.labels
+        segment, _ = self._segment_of(self._cursor)
+        with telling(self._slot):
+            found = self._reader.labels(segment, self._cursor) if segment else None
+        return found or self.labels
+
     def take(self) -> Data | Skip | None:
         """Return the next block that may be sent, and pass over it."""
         if self._cursor > self._synced:
@@ -488,11 +514,10 @@ class Spool:
 
     def _read(self) -> Data | Skip:
         first = self._cursor
-        at = bisect.bisect_right(self._segments, first, key=lambda s: s.first)
-        follows = self._segments[at].first if at < len(self._segments) else self._next
+        segment, follows = self._segment_of(first)
         found: Data | int = follows
-        if at:
-            found = self._reader.read(self._segments[at - 1], first, follows)
+        if segment:
+            found = self._reader.read(segment, first, follows)
         if isinstance(found, Data) and found.first < first:
             found = _rest_of(found, first)
         if isinstance(found, Data):
@@ -508,6 +533,12 @@ class Spool:
         self.damaged += damaged
         self._reporter.warn(f"{damaged} records are missing in the spool {self._slot}")
         return Skip(first, damaged, DAMAGED)
+
+    def _segment_of(self, number: int) -> tuple[Segment | None, int]:
+        """Return where a record must be, and the number that the next segment begins with."""
+        at = bisect.bisect_right(self._segments, number, key=lambda s: s.first)
+        follows = self._segments[at].first if at < len(self._segments) else self._next
+        return self._segments[at - 1] if at else None, follows
 
     def acknowledge(self, acked: int) -> None:
         """Forget every record up to sequence number ``acked``."""

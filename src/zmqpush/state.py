@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from zmqpush.core.receiver import Floor, Key, Progress
+from zmqpush.core.receiver import FORMER, Floor, Key, Progress
 from zmqpush.errors import StateBusyError, StateError, StateForeignError
 from zmqpush.faults import fault_point
 from zmqpush.sinks import Marks
 from zmqpush.telemetry import Reporter
 
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE streams (
     principal TEXT, stream TEXT, acked INTEGER, run TEXT, seen INTEGER,
@@ -34,7 +34,9 @@ _MIGRATIONS = {
 CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 INSERT INTO marks SELECT path, inode || ' ' || length FROM files;
 DROP TABLE files;
-"""
+""",
+    # Now a name is made of a secret, and only who knows that can greet under it.
+    3: f"UPDATE streams SET stream = '{FORMER}' || stream;",
 }
 # A stream that has not moved for so long is forgotten, in seconds.
 _EXPIRY = 30 * 86400.0

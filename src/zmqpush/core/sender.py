@@ -24,6 +24,7 @@ from zmqpush.core.frames import (
     Error,
     Goodbye,
     Hello,
+    Labels,
     Message,
     Ping,
     Reset,
@@ -31,6 +32,7 @@ from zmqpush.core.frames import (
     Welcome,
     decode,
     encode,
+    public_name,
 )
 from zmqpush.errors import RemoteProtocolError
 
@@ -51,8 +53,20 @@ class Store(Protocol):
     """The numbered blocks of a sender, from when they are made until they are acknowledged."""
 
     @property
-    def stream(self) -> str:
-        """The name of the stream: 32 hexadecimal digits."""
+    def secret(self) -> str:
+        """What the name of the stream is made of: 32 hexadecimal digits."""
+
+    @property
+    def was(self) -> str:
+        """The name that the stream had under version 1; empty if it had none."""
+
+    @property
+    def labels(self) -> Labels:
+        """What the records of this run have in common."""
+
+    @property
+    def next_labels(self) -> Labels | None:
+        """What those of the next block have in common; None if no block may be sent."""
 
     @property
     def first(self) -> int:
@@ -76,7 +90,7 @@ class Store(Protocol):
         """Forget every record up to sequence number ``acked``."""
 
     def rename_stream(self) -> None:
-        """Give the stream a new name; the records keep their numbers."""
+        """Give the stream a new secret, and so a new name; the records keep their numbers."""
 
 
 class State(Enum):
@@ -100,7 +114,6 @@ class Sender:
     Args:
         store: Where the blocks are.
         run: What names this process: 32 hexadecimal digits.
-        labels: ``type`` and ``host`` of the records.
         patience: How long the first socket may go without an answer, in seconds; each
             further one may twice as long as the one before.
         random: Returns a number from 0 to 1.
@@ -111,13 +124,12 @@ class Sender:
         self,
         store: Store,
         run: str,
-        labels: Mapping[str, str],
         patience: float = 8.0,
         random: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self._store = store
         self._run = run
-        self._labels = labels
+        self._labels = store.labels  # as the last HELLO said
         self._random = random
         self._state = State.GREETING
         self._session = 0
@@ -187,14 +199,7 @@ class Sender:
             if now < self._hello_at:
                 return None
             self._hello_at = now + _HELLO_INTERVAL
-            values = {
-                "versions": [VERSION, VERSION],
-                "stream": self._store.stream,
-                "run": self._run,
-                "first": self._store.first,
-                "spooled": self._store.spooled,
-            }
-            return encode(Hello({**values, **self._labels}), 0)
+            return self._hello()
         if now >= self._ping_at():
             self._pinged = now
             last, _ = self._in_flight[-1] if self._in_flight else (0, 0)
@@ -202,6 +207,13 @@ class Sender:
         blocks, size = self._credit
         if len(self._in_flight) >= blocks or self._in_flight_bytes >= size:
             return None
+        if (labels := self._store.next_labels) is None:
+            return None
+        if labels != self._labels:
+            if self._in_flight:
+                return None
+            self._greet(now)
+            return self.next_frame(now)
         if (entry := self._store.take()) is None:
             return None
         if not self._in_flight:
@@ -211,6 +223,19 @@ class Sender:
         self._in_flight_bytes += entry_bytes
         self._sent = max(self._sent, entry.end)
         return encode(entry, self._session)
+
+    def _hello(self) -> bytes:
+        store = self._store
+        self._labels = store.next_labels or store.labels
+        values = {
+            "versions": [VERSION, VERSION],
+            "secret": store.secret,
+            "run": self._run,
+            "first": store.first,
+            "spooled": store.spooled,
+            **self._labels._asdict(),
+        }
+        return encode(Hello(values | ({"was": store.was} if store.was else {})), 0)
 
     def goodbye(self) -> bytes | None:
         """Return the last frame of a session, if there is one."""
@@ -234,8 +259,8 @@ class Sender:
         assert isinstance(message, Welcome)
         if (welcome := _read_welcome(message.values)) is None:
             return
-        if welcome.stream != self._store.stream:
-            return  # that answers a HELLO from before the stream got a new name
+        if (welcome.stream, welcome.labels) != (public_name(self._store.secret), self._labels):
+            return  # that answers a HELLO from before the stream got a new name, or others
         ours = max(self._store.recovered, self._sent if welcome.run == self._run else 0)
         if welcome.acked > ours:
             # Somebody else gave these numbers to other records.
@@ -280,7 +305,10 @@ class Sender:
 
     def _on_error(self, message: Message, now: float) -> Redial:
         assert isinstance(message, Error)
-        return Redial(_REFUSED_DELAY, f"it refuses: {message.text} ({message.code})")
+        reason = f"it refuses: {message.text} ({message.code})"
+        if message.code == 505:
+            reason += f"; this sender speaks version {VERSION}: upgrade the older one"
+        return Redial(_REFUSED_DELAY, reason)
 
     _TRANSITIONS: Mapping[tuple[State, type], Callable[["Sender", Any, float], Redial | None]] = {
         (State.GREETING, Welcome): _on_welcome,
@@ -296,6 +324,7 @@ class Sender:
 
 class _WelcomeValues(NamedTuple):
     stream: str
+    labels: Labels
     session: int
     acked: int
     run: str
@@ -307,13 +336,15 @@ def _read_welcome(values: Mapping[str, Any]) -> _WelcomeValues | None:
     try:
         session = int(values["session"], 16) if _HEX_SESSION.fullmatch(values["session"]) else 0
         stream, run = (values[key] for key in ("stream", "run"))
+        labels = Labels(*(values[key] for key in Labels._fields))
         acked, blocks, size = (values[key] for key in ("acked", "blocks", "bytes"))
         ping = values["ping"]
         named = all(isinstance(name, str) for name in (stream, run))
         counted = all(type(n) is int and 0 <= n <= MAX_SEQ for n in (acked, blocks, size))
         timed = type(ping) in (int, float) and 1 <= ping <= _MAX_PING_INTERVAL
         if session and named and counted and timed and values["version"] == VERSION:
-            return _WelcomeValues(stream, session, acked, run, (blocks, size), float(ping))
+            credit = (blocks, size)
+            return _WelcomeValues(stream, labels, session, acked, run, credit, float(ping))
     except (KeyError, TypeError):
         pass
     return None
