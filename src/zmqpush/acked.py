@@ -200,7 +200,7 @@ class AckedOutlet:
 
     def _hang_up(self, redial: Redial) -> None:
         assert self._link
-        if redial.delay:
+        if redial.refused:
             self._reporter.warn(f"{self._endpoint}: {redial.reason}")
         if goodbye := self._sender.goodbye():
             self._link.send(goodbye)
