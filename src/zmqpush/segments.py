@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zmqpush.core.frames import MAX_PAYLOAD_BYTES, MAX_SEQ, Data, checksum
-from zmqpush.errors import SpoolError, SpoolForeignError
+from zmqpush.disk import has_no_room
+from zmqpush.errors import SpoolError, SpoolForeignError, SpoolFullError
 
 FORMAT = 1
 MAGIC = b"ZS\x01\x01"
@@ -46,7 +47,8 @@ def telling(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         where = exc.filename or path
-        raise SpoolError(f"cannot use the spool {path}: {where}: {exc.strerror}") from exc
+        kind = SpoolFullError if has_no_room(exc) else SpoolError
+        raise kind(f"cannot use the spool {path}: {where}: {exc.strerror}") from exc
 
 
 def inode_of(slot: Path) -> int:
