@@ -53,6 +53,12 @@ WRAP(ssize_t, pwritev, "write", (int fd, const struct iovec *data, int count, of
      (fd, data, count, at))
 WRAP(ssize_t, pwritev64, "write", (int fd, const struct iovec *data, int count, off64_t at),
      (fd, data, count, at))
+WRAP(ssize_t, pwritev2, "write",
+     (int fd, const struct iovec *data, int count, off_t at, int flags),
+     (fd, data, count, at, flags))
+WRAP(ssize_t, pwritev64v2, "write",
+     (int fd, const struct iovec *data, int count, off64_t at, int flags),
+     (fd, data, count, at, flags))
 WRAP(int, fsync, "sync", (int fd), (fd))
 WRAP(int, fdatasync, "sync", (int fd), (fd))
 

@@ -227,9 +227,9 @@ def test_53_a_spool_waits_for_room_while_its_input_is_idle(pipeline, faulty, cal
     faulty.fail()
     pipeline.put(sender, 100)
     wait_for_line(sender, b"the spool is full" if calls == "write" else b"waiting for room\n")
-    for _ in range(3):  # tries
-        segments = set(pipeline.spool.glob("0/*.seg"))
-        wait_until(lambda segments=segments: calls == "write" or segments)
+    for _ in range(3 if calls == "sync" else 0):  # each try makes a segment
+        before = (pipeline.spool / "0").stat().st_mtime_ns
+        wait_until(lambda before=before: (pipeline.spool / "0").stat().st_mtime_ns != before)
     assert statistics(sender)[:3] == (200, 100, 100)
     faulty.heal()
     wait_until(lambda: statistics(sender)[1] == 200)
@@ -288,9 +288,9 @@ def test_53_a_spool_that_can_be_written_no_more_ends_the_sender(pipeline, faulty
 
     assert (sender.returncode, SUMMARY.fullmatch(out)[1]) == (74, b"0")
     assert f"cannot write to the spool {pipeline.spool}/0: {os.strerror(error)}".encode() in err
-    lost, left = re.search(rb"0 dropped, (\d+) lost, (\d+) left in the spool\n$", err).groups()
+    lost, left = re.search(rb"0 dropped, (\d+) lost(?:, (\d+) left in the spool)?\n$", err).groups()
     assert int(lost) >= 10
-    assert int(lost) + int(left) == 110
+    assert int(lost) + int(left or 0) == 110
 
 
 # The spool is taken away.
@@ -315,10 +315,7 @@ def replaced(spool):
     spool.with_name("copy").rename(spool)
 
 
-TAKEN = pytest.mark.parametrize("take", [removed, without_segments, moved, replaced])
-
-
-@TAKEN
+@pytest.mark.parametrize("take", [removed, without_segments, moved, replaced])
 @pytest.mark.parametrize("sync", ["interval", "off"])
 def test_54_what_was_in_a_spool_that_was_removed_counts_as_lost(pipeline, take, sync):
     """At the end, if nothing more comes: never as left in the spool; exit 74."""
@@ -331,7 +328,7 @@ def test_54_what_was_in_a_spool_that_was_removed_counts_as_lost(pipeline, take, 
     assert_lost(sender, 2)
 
 
-@TAKEN
+@pytest.mark.parametrize("take", [removed, without_segments, moved])
 def test_54_a_spool_that_was_removed_ends_the_sender_with_the_next_line(pipeline, take):
     """As soon as it can be known, with what is in it from an earlier run; exit 74."""
     pipeline.leave(3)
@@ -362,7 +359,7 @@ def assert_lost(sender, lost):
     out, err = sender.communicate(timeout=PATIENCE)
     assert (sender.returncode, SUMMARY.fullmatch(out)[1]) == (74, b"0")
     assert losses(err) == (0, lost)
-    assert f"was removed or moved while it was in use: {lost} records are lost\n".encode() in err
+    assert re.search(rb"was removed or moved while it was in use: \d+ records are lost\n", err)
 
 
 # A disk that does not answer.
