@@ -261,6 +261,58 @@ def test_the_last_line_waits_for_room_on_the_disk_too(start, endpoint, spool, tm
     assert (code, SUMMARY.fullmatch(out)[1]) == (0, b"1")
 
 
+@pytest.mark.parametrize("senders", [1, 3])
+@pytest.mark.parametrize(
+    ("pushing", "pulling"),
+    [
+        ((), ("--memory", "1MiB")),
+        (("--queue-max", 1), ()),
+        (("--spool", "{spool}", "--spool-max", "1MiB"), ()),
+        (("--max-line", 4, "--format", "json"), ("--memory", "1MiB")),
+    ],
+)
+def test_the_smallest_bounds_let_the_largest_blocks_through(
+    start, endpoint, tmp_path, senders, pushing, pulling
+):
+    """Lines that are six times as long once they are escaped: each sender delivers all."""
+    path = tmp_path / "all"
+    receiver = start(ZMQPULL, "-a", endpoint, "--to", path, *pulling)
+    data = tmp_path / "data"
+    longest = 1 << (14 if "--max-line" in pushing else 20)  # each piece is a block there
+    data.write_bytes((b"\x01" * longest + b"\n") * 4)
+    children = []
+    for number in range(senders):
+        spool = tmp_path / f"spool{number}"
+        args = [str(word).format(spool=spool) for word in pushing]
+        with data.open("rb") as file:
+            children.append(start(ZMQPUSH, "--ack", "-c", endpoint, *args, stdin=file))
+    codes = [child.wait(PATIENCE) for child in children]
+    receiver.terminate()
+    finish(receiver)
+    pieces = path.read_bytes().count(rb"\u0001")
+
+    assert codes == [0] * senders
+    assert pieces == senders * data.read_bytes().count(b"\x01")
+
+
+@pytest.mark.parametrize("options", [("--grace", 0), ("--timeout", 0)])
+@pytest.mark.parametrize("away", [False, True])
+def test_no_patience_at_all_ends_it_and_accounts_for_all(start, endpoint, spool, options, away):
+    if not away:
+        start(ZMQPULL, "-qa", endpoint, "--to", os.devnull)
+    child = start(ZMQPUSH, "--spool", spool, "-c", NOBODY if away else endpoint, *options)
+    feed(child, NUMBERS)
+    wait_until(lambda: statistics(child)[0] == 50_000)
+    if "--grace" in options:
+        child.terminate()
+    code, out, err = finish(child)
+    left = re.search(rb"0 dropped, 0 lost, (\d+) left in the spool\n", err)
+
+    assert int(SUMMARY.fullmatch(out)[1]) + (int(left[1]) if left else 0) == 50_000
+    assert code == (75 if left else 0)
+    assert left or not away
+
+
 # What cannot be used.
 
 

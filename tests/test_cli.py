@@ -330,3 +330,11 @@ def test_localhost_is_resolved_and_the_summary_is_one_exact_line(pull, start):
     assert SUMMARY.fullmatch(out).groups() == (b"1", b"%d" % child.pid)
     assert (json.loads(pull.recv())["@pid"], err) == (child.pid, b"")
     assert push("-q", "-c", endpoint, data=b"y\n").stdout == b""
+
+
+@pytest.mark.parametrize("size", ["1", "1023KiB"])
+def test_a_memory_in_which_no_sender_makes_progress_is_refused(size):
+    done = run(ZMQPULL, "--memory", size)
+
+    assert done.returncode == 2
+    assert last_words(done).endswith(f"{size!r} is too little for senders to share; they need 1MiB")

@@ -1,5 +1,6 @@
 """Who uses which slot of a spool, and what its status says."""
 
+import errno
 import fcntl
 import os
 import re
@@ -10,7 +11,14 @@ import pytest
 
 from spools import open_spool, put, sync
 from zmqpush import slots as slots_module
-from zmqpush.errors import EXIT_BUSY, EXIT_CONFIG, SpoolBusyError, SpoolError, SpoolForeignError
+from zmqpush.errors import (
+    EXIT_BUSY,
+    EXIT_CONFIG,
+    SpoolBusyError,
+    SpoolError,
+    SpoolForeignError,
+    SpoolFullError,
+)
 from zmqpush.slots import status_of, take_slot
 
 HOLD = "import sys; from pathlib import Path; from zmqpush.slots import take_slot\n"
@@ -78,6 +86,17 @@ def test_new_directories_are_synced_in_those_above(tmp_path, monkeypatch):
     take_slot(tmp_path / "var" / "spool", 1)
 
     assert synced == [str(path) for path in (tmp_path, tmp_path / "var", tmp_path / "var/spool")]
+
+
+def test_a_directory_that_could_not_be_synced_is_made_and_synced_again(tmp_path, monkeypatch):
+    def fail(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(SpoolFullError):
+        take_slot(tmp_path / "var" / "spool", 1)
+
+    test_new_directories_are_synced_in_those_above(tmp_path, monkeypatch)
 
 
 def test_two_processes_share_a_spool_only_if_it_has_two_slots(hold, directory):

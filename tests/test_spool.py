@@ -31,7 +31,7 @@ from spools import (
 )
 from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import DAMAGED, DROPPED, Data, Labels, Skip
-from zmqpush.errors import EXIT_CONFIG, SpoolError, SpoolForeignError
+from zmqpush.errors import EXIT_CONFIG, SpoolError, SpoolForeignError, SpoolFullError
 from zmqpush.queue import WhenFull
 from zmqpush.settings import Sync
 
@@ -1077,6 +1077,84 @@ def test_without_room_to_write_anew_the_records_wait_for_it(slot, disk):
     sync(spool)
 
     assert Receiver().take_all(spool) == [1, 2, 3]
+
+
+@POLICIES
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_room_that_only_a_sync_finds_missing_is_waited_for_or_the_policy_drops(
+    slot, disk, policy, error
+):
+    """As on NFS: writes succeed, syncs do not, however often it is tried."""
+    spool = open_spool(slot, when_full=policy)
+    put(spool, 1, 2, 3)
+    sync(spool)
+    disk.fail("fdatasync", error)
+    put(spool, 4)
+    for _ in range(4):
+        sync(spool)
+        spool.retry()
+    left = [1, 2, 3, 4] if policy is WhenFull.BLOCK else [1, 2, 3]  # in the only segment
+    assert not spool.failed
+    assert spool.records == len(left)
+    assert account(spool) == 4
+    disk.reboot()
+    spool.retry()
+    sync(spool)
+
+    assert Receiver().take_all(spool) == left
+
+
+def test_room_that_only_a_sync_finds_missing_may_be_made_by_dropping_the_oldest(slot, disk):
+    spool = open_spool(slot, when_full=WhenFull.DROP_OLDEST)
+    put(spool, *range(1, 13))
+    sync(spool)
+    oldest = len(entries(segments(slot)[0].read_bytes()))
+    disk.fail("fdatasync", errno.ENOSPC, 1)
+    put(spool, 13)
+    sync(spool)
+    sync(spool)
+
+    assert (spool.dropped, account(spool)) == (oldest, 13)
+    assert Receiver().take_all(spool) == list(range(oldest + 1, 14))
+
+
+def test_a_new_name_for_which_there_is_no_room_is_not_used(slot, monkeypatch):
+    spool = open_spool(slot)
+    secret = spool.secret
+    real = os.write
+
+    def write(fd, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", write)
+    spool.rename_stream()
+    assert spool.secret == secret == json.loads((slot / "meta").read_bytes())["secret"]
+    monkeypatch.setattr(os, "write", real)
+    spool.rename_stream()
+
+    assert spool.secret != secret
+    assert spool.secret == json.loads((slot / "meta").read_bytes())["secret"]
+
+
+@pytest.mark.parametrize("call", ["write", "pwrite", "rename", "fsync", "fdatasync"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_an_opening_that_fails_leaves_nothing_open_and_is_repeated(slot, monkeypatch, call, error):
+    fill(slot, 3)
+    for name in ("meta", "state"):
+        (slot / name).unlink()
+    before = os.listdir("/proc/self/fd")
+
+    def failing(*args):
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as context:
+        context.setattr(os, call, failing)
+        with pytest.raises(SpoolError) as raised:
+            open_spool(slot)
+    assert os.listdir("/proc/self/fd") == before
+    assert isinstance(raised.value, SpoolFullError) == (error != errno.EIO)
+
+    assert Receiver().take_all(open_spool(slot)) == [1, 2, 3]
 
 
 def test_a_skip_never_reaches_beyond_what_is_synced(slot, disk):

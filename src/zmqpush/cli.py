@@ -438,10 +438,10 @@ takes the records.""",
 )
 @click.option(
     "--memory",
-    type=_SIZE,
+    type=_Checked("size", values.read_memory),
     default="256MiB",
     show_default=True,
-    help="How much memory all acknowledged senders together may take.",
+    help="How much memory all acknowledged senders together may take, from 1MiB.",
 )
 @click.option(
     "-n",

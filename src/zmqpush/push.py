@@ -21,7 +21,14 @@ from zmqpush.core.envelope import Envelope, Format
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
-from zmqpush.errors import EXIT_LATER, EXIT_LOSS, EXIT_NO_RECEIVER, SourceError
+from zmqpush.errors import (
+    EXIT_IO,
+    EXIT_LATER,
+    EXIT_LOSS,
+    EXIT_NO_RECEIVER,
+    SourceError,
+    SpoolError,
+)
 from zmqpush.guard import Guard
 from zmqpush.omprog import Conversation, wants_answers
 from zmqpush.outlet import Outcome, Outlet
@@ -51,7 +58,6 @@ class Pusher:
 
     Raises:
         SourceError: If the input cannot be read.
-        SpoolError: If the spool cannot be used.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
         ValueError: If a field is part of the format already.
@@ -123,12 +129,34 @@ class Pusher:
             The exit code.
 
         Raises:
-            SpoolError: If the spool fails.
+            SpoolError: If the spool cannot be used.
 
         """
         ending, outlet = self._ending, self._outlet
         ending.handle_signals(at_once=not self._source.can_wait, hangup=self._hang_up)
+        if not await ending.unless_given_up(outlet.open(ending)):
+            raise SpoolError("the spool was not ready in time: nothing was read")
         delivering = asyncio.create_task(outlet.run())
+        failure, disk_failed = 0, False
+        try:
+            failure = await self._ship(delivering)
+        except SpoolError as exc:  # what became of the records is to be known all the same
+            self._reporter.warn(str(exc))
+            disk_failed = True
+        delivering.cancel()
+        outcome = await outlet.close(ending)
+        self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
+        unread = 0
+        if ending.signalled and not self._conversation:  # rsyslog has what is not answered
+            unread = self._source.unread_bytes
+        if unread:
+            self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
+        code = self._settle(outcome, unread) or failure
+        return EXIT_IO if disk_failed or outcome.failed else code
+
+    async def _ship(self, delivering: "asyncio.Task[None]") -> int:
+        """Read and deliver until the end; return the exit code that the input is a reason for."""
+        ending, outlet = self._ending, self._outlet
         failure = 0
         try:
             if self._conversation:
@@ -145,15 +173,7 @@ class Pusher:
         ending.limit_stall(self._settings.timeout, lambda: outlet.progress)
         if not self._unconfirmed:
             await ending.unless_given_up(outlet.drain(), beside=delivering)
-        delivering.cancel()
-        outcome = await outlet.close(ending)
-        self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
-        unread = 0
-        if ending.signalled and not self._conversation:  # rsyslog has what is not answered
-            unread = self._source.unread_bytes
-        if unread:
-            self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
-        return self._settle(outcome, unread) or failure
+        return failure
 
     @property
     def _unconfirmed(self) -> int:
@@ -166,7 +186,7 @@ class Pusher:
             self._reporter.notice(f"{unconfirmed} not confirmed: rsyslog has them")
         if self._envelope.invalid_bytes:
             self._reporter.notice(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
-        if any(outcome[1:]):
+        if any(outcome[1:4]):
             spooled = f", {outcome.spooled} left in the spool" if outcome.spooled else ""
             self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{spooled}")
         if outcome.lost and self._ending.reason is Reason.TIMEOUT:

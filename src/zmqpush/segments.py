@@ -24,7 +24,8 @@ from zmqpush.core.frames import (
     checksum,
     public_name,
 )
-from zmqpush.errors import SpoolError, SpoolForeignError
+from zmqpush.disk import has_no_room
+from zmqpush.errors import SpoolError, SpoolForeignError, SpoolFullError
 
 FORMAT = 2
 # Of an entry: the first half of its segment's mark, payload length, the other half, first,
@@ -93,7 +94,8 @@ def telling(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         where = exc.filename or path
-        raise SpoolError(f"cannot use the spool {path}: {where}: {exc.strerror}") from exc
+        kind = SpoolFullError if has_no_room(exc) else SpoolError
+        raise kind(f"cannot use the spool {path}: {where}: {exc.strerror}") from exc
 
 
 def inode_of(slot: Path) -> int:

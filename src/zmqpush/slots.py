@@ -48,6 +48,7 @@ def take_slot(directory: Path, slots: int) -> Path:
     Raises:
         SpoolBusyError: If so many do.
         SpoolForeignError: If it is no spool, or a slot belongs to somebody else.
+        SpoolFullError: If there is no room; then it may be called again.
         SpoolError: If it cannot be read or written.
 
     """
@@ -110,6 +111,9 @@ def _make_directory(path: Path) -> None:
     fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError:
+        path.rmdir()  # the next attempt is to begin here again
+        raise
     finally:
         os.close(fd)
 
@@ -138,8 +142,8 @@ def _lock(slot: Path) -> bool:
                 os.close(fd)
                 return False
             time.sleep(_LOCK_INTERVAL)
-    os.ftruncate(fd, 0)
     with contextlib.suppress(OSError):  # it is for people, and the disk may be full
+        os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     fault_point("slot-locked")
     return True  # it stays open, and locked, until the process ends

@@ -7,6 +7,7 @@ Bounded disk: every block from before it is sent until it is acknowledged.
 
 import bisect
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -20,7 +21,7 @@ from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import DAMAGED, DROPPED, MAX_PAYLOAD_BYTES, Data, Labels, Skip
 from zmqpush.core.holes import Holes
 from zmqpush.disk import has_no_room
-from zmqpush.errors import SpoolError
+from zmqpush.errors import SpoolError, SpoolFullError
 from zmqpush.faults import fault_point
 from zmqpush.queue import WhenFull
 from zmqpush.segment_reader import SegmentReader
@@ -108,6 +109,7 @@ class Spool:
 
     Raises:
         SpoolError: If the files cannot be read or written.
+        SpoolFullError: If there is no room for them.
         SpoolForeignError: If they are of a later version.
 
     Attributes:
@@ -117,7 +119,8 @@ class Spool:
         recovered: The last sequence number of earlier runs.
         acked: How many records were acknowledged, so far in this run.
         dropped: How many were dropped by policy.
-        damaged: How many could not be read.
+        damaged: How many could not be read, or were removed.
+        failed: Whether the files cannot be relied on any more.
         unsynced_bytes: How much waits for a sync.
 
     """
@@ -153,27 +156,30 @@ class Spool:
         self._removable: deque[Path] = deque()  # files of acknowledged segments
         self._job: SyncJob | None = None  # from begin_sync() to end_sync()
         self._failing = False  # nothing was synced since a segment was given up
+        self.failed = False
         self._reader = SegmentReader(slot)
         self._generation = 0
         self._state_written = time.monotonic()
-        with telling(slot):
+        with telling(slot), contextlib.ExitStack() as on_failure:
             self._directory = os.open(slot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            on_failure.callback(os.close, self._directory)
             self.secret, self.was = read_meta(slot)
             if not self.secret and not self.was and (slot / "meta").exists():
                 self.rename_stream()
             elif not self.secret:
                 self._name_stream()
-            self._state = self._open_state()
+            self._state = os.open(slot / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            on_failure.callback(os.close, self._state)
+            self._lengthen_state()
             self._recover()
+            on_failure.pop_all()
 
-    def _open_state(self) -> int:
-        fd = os.open(self._slot / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        length = os.fstat(fd).st_size
+    def _lengthen_state(self) -> None:
+        length = os.fstat(self._state).st_size
         missing = STATE_SLOTS[-1] + STATE_BYTES - length
-        if missing > 0:
-            os.pwrite(fd, bytes(missing), length)
+        if missing > 0 and os.pwrite(self._state, bytes(missing), length) < missing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fault_point("spool-state-made")
-        return fd
 
     def _recover(self) -> None:
         self._generation, floor = read_state(self._state)
@@ -230,12 +236,21 @@ class Spool:
         """
         Give the stream a new secret, and so a new name; the records keep their numbers.
 
+        If there is no room for it the stream keeps its name, and whoever asked asks again.
+
         Raises:
             SpoolError: If it cannot be stored.
 
         """
-        self.was = ""
-        self._name_stream()
+        was, self.was = self.was, ""
+        try:
+            self._name_stream()
+        except SpoolFullError as exc:
+            self.was = was
+            if not self.secret:
+                raise
+            self._reporter.warn(f"{exc}: waiting")
+            return
         self._reporter.warn(
             f"the spool {self._slot} is a copy, or has lost something: it goes on as a new stream"
         )
@@ -259,6 +274,11 @@ class Spool:
     def unsafe(self) -> int:
         """How many records would not survive the end of the process."""
         return sum(payload.records for payload in self._held)
+
+    @property
+    def at_risk(self) -> int:
+        """How many records would not survive a power cut now, whatever the policy makes safe."""
+        return self._holes.present(self._synced + 1, self._next - 1) + self.unsafe
 
     @property
     def synced(self) -> bool:
@@ -411,6 +431,7 @@ class Spool:
     def _seal(self) -> None:
         if self._fd is None:
             return
+        self._verify_place()
         if self.unsynced_bytes or self._job:
             self._sealed.append(self._fd)
         else:
@@ -420,10 +441,13 @@ class Spool:
     def _give_up_segment(self, reason: OSError) -> None:
         # The kernel may have forgotten what was not synced, and that it failed. The
         # segments are valid up to what was synced; the rest is to be written anew.
-        if self._failing:
+        no_room = has_no_room(reason)  # on some file systems only a sync finds that out
+        if self._failing and not no_room:
             self._fail(reason)
+        if not self._failing:
+            what = "waiting for room" if no_room else "a new segment"
+            self._reporter.warn(f"the spool {self._slot} fails: {reason.strerror}: {what}")
         self._failing = True
-        self._reporter.warn(f"the spool {self._slot} fails: {reason.strerror}: a new segment")
         fds = {*self._sealed} | (set() if self._fd is None else {self._fd})
         if self._job:  # which closes its own
             self._job.given_up = True
@@ -445,11 +469,44 @@ class Spool:
             self._held.appendleft(Payload(block.payload, block.records))
 
     def _fail(self, reason: OSError) -> NoReturn:
-        at_risk = self._holes.present(self._synced + 1, self._next - 1) + self.unsafe
+        if missing := self._count_missing():
+            self._fail_for(missing)
+        self.failed = True
         raise SpoolError(
             f"cannot write to the spool {self._slot}: {reason.strerror}: "
-            f"{at_risk} records may not be safe"
+            f"{self.at_risk} records may not be safe"
         )
+
+    def _is_there(self, segment: Segment) -> bool:
+        """Whether the next run will find a segment."""
+        try:
+            found = os.stat(segment.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        written = self._fd is not None and segment is self._segments[-1]
+        return not written or os.path.samestat(found, os.fstat(self._fd))  # type: ignore[arg-type]
+
+    def _verify_place(self) -> None:
+        if self._segments and not self._is_there(self._segments[-1]):
+            self._fail_for(self._count_missing())
+
+    def _fail_for(self, missing: int) -> NoReturn:
+        self.failed = True
+        raise SpoolError(
+            f"the spool {self._slot} was removed or moved while it was in use: "
+            f"{missing + self.at_risk} records are lost"
+        )
+
+    def _count_missing(self) -> int:
+        """Count what is in segments that somebody has removed as damaged; return how much."""
+        ends = [segment.first for segment in self._segments[1:]] + [self._next]
+        before = self.damaged
+        for segment, end in zip(self._segments, ends, strict=False):
+            if not self._is_there(segment):
+                first = max(segment.first, self._floor + 1)
+                self.damaged += self._holes.present(first, end - 1)
+                self._holes.add(first, end - 1, DAMAGED)
+        return self.damaged - before
 
     def begin_sync(self) -> SyncJob:
         """Return what is to be synced now."""
@@ -468,8 +525,11 @@ class Spool:
         """
         Take note of a job that was run.
 
+        If there was no room the records wait for it, or the policy drops them.
+
         Raises:
-            SpoolError: If it failed and the records cannot be written anew.
+            SpoolError: If it failed and the records cannot be written anew; or if somebody
+                has removed the files.
 
         """
         self._job = None
@@ -479,8 +539,13 @@ class Spool:
             return
         if failure:
             self._give_up_segment(failure)
-            self.retry()
+            if not has_no_room(failure) or self._make_room():
+                self.retry()
+            elif self._when_full is not WhenFull.BLOCK:
+                self.dropped += self.unsafe
+                self._held.clear()
             return
+        self._verify_place()
         self.unsynced_bytes -= job.unsynced_bytes
         self._note_synced(job.end)
         fault_point("synced")
@@ -554,6 +619,7 @@ class Spool:
         now = time.monotonic()
         if now - self._state_written >= _STATE_INTERVAL:
             self._write_state(now)
+            self._verify_place()
         self._remove_acknowledged()
 
     def _remove_acknowledged(self) -> None:
@@ -599,10 +665,14 @@ class Spool:
         """
         Sync, as the policy says, note the ack floor and close all files.
 
+        Slow if the disk is; while nobody else uses the spool, safe in another thread.
+
         Raises:
-            SpoolError: If that fails.
+            SpoolError: If that fails, or if somebody has removed files.
 
         """
+        if missing := self._count_missing():
+            self._fail_for(missing)
         if self._job:  # whoever ran it has gone
             self._finish(self._job)
         while self.unsynced_bytes:

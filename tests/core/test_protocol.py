@@ -66,7 +66,9 @@ class Sending:
         for _ in range(blocks):
             self.store.put(Payload(payload, payload.count(b"\n")))
 
-    def welcome(self, now, number=SESSION, **values):
+    def welcome(self, now, number=SESSION, asked=True, **values):
+        """Answer a HELLO; if there was but one, it was answered before the next was sent."""
+        self.sender._unanswered = max(self.sender._unanswered, int(asked))
         defaults = {
             "version": 2,
             "stream": public_name(self.store.secret),
@@ -219,9 +221,9 @@ def test_a_stream_gets_a_new_name_if_somebody_else_used_its_numbers(
     assert it.sender.streaming != renamed
     if renamed:
         assert it.waiting == list(range(1, 9))  # nothing counts as delivered
-        (hello,) = it.send(0)
+        (hello,) = it.send(now := it.sender.deadline(0))
         assert (hello.values["secret"], hello.values["first"]) == (it.store.secret, 1)
-        assert it.sender.tick(0.9) is None
+        assert it.sender.tick(now + 0.9) is None
 
 
 def test_a_welcome_for_the_name_that_a_stream_had_before_is_ignored():
@@ -234,17 +236,6 @@ def test_a_welcome_for_the_name_that_a_stream_had_before_is_ignored():
 
     assert it.store.secret == secret != former
     assert not it.sender.streaming
-
-
-def test_new_names_come_no_faster_than_one_a_second():
-    it = Sending(session=None)
-    it.send(0)
-    it.welcome(0, acked=9, run=OTHER_RUN)
-    assert is_hello(it.send(0))
-    it.welcome(0.1, acked=9, run=OTHER_RUN)
-
-    assert it.send(1) == []
-    assert is_hello(it.send(1.1))
 
 
 @pytest.mark.parametrize(
@@ -300,6 +291,7 @@ def test_a_welcome_that_lacks_something_is_ignored(missing):
         "acked": 0,
     }
     values |= {"blocks": 1, "bytes": 1, "ping": 1, **LABELS._asdict()}
+    it.send(0)
     it.receive(Welcome({k: v for k, v in values.items() if k != missing}), 0)
     assert not it.sender.streaming
 
@@ -455,19 +447,82 @@ def test_a_new_connection_is_greeted_at_once():
     assert is_hello(it.send(1))
 
 
-def test_after_a_second_reset_within_a_second_the_hello_waits_for_a_second():
-    it = Sending()
-    it.receive(Reset(404, ""), 10)
-    assert is_hello(it.send(10))
-    it.welcome(10, 8)
-    it.receive(Reset(404, ""), 10.9, 8)
-    assert it.send(11.8) == []
-    assert it.sender.deadline(11.8) == 11.9
-    assert is_hello(it.send(11.9))
-    it.welcome(11.9, 9)
-    it.receive(Reset(404, ""), 11.9, 9)
+# What a receiver may answer to a HELLO again and again, without ever taking anything.
+IN_VAIN = {
+    "begun and ended": (Goodbye(), {}),
+    "begun and reset": (Reset(404, "who?"), {}),
+    "begun and cut": (None, {}),
+    "reset": (Reset(404, "who?"), None),
+    "a stream of somebody else": (None, {"acked": MAX_SEQ, "run": OTHER_RUN}),
+}
 
-    assert is_hello(it.send(11.9))  # a second after the last one
+
+def try_in_vain(it, now, answer, values):
+    """Answer a HELLO; return when the sender may say the next one."""
+    assert is_hello(it.send(now)[:1])
+    session = 0
+    if values is not None:
+        it.welcome(now, session := 9, **values)
+        it.send(now)
+    redial = it.receive(answer, now, session if it.sender.streaming else 0) if answer else None
+    it.sender.disconnected(now)
+    if redial:
+        it.sender.connect(now + redial.delay)
+    it.sender._give_up_at = 1e9  # this is about answers
+    return it.sender._hello_at
+
+
+@pytest.mark.parametrize("how", IN_VAIN)
+@pytest.mark.parametrize("random", [0.0, 1.0])
+def test_who_answers_in_vain_is_asked_ever_more_rarely(how, random):
+    it = Sending(blocks=3, session=None, random=random)
+    times = [0.0]
+    for _ in range(9):
+        times.append(try_in_vain(it, times[-1], *IN_VAIN[how]))
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+
+    assert pauses == [p * (1 + random / 2) for p in (0, 1, 2, 4, 8, 10, 10, 10, 10)]
+    assert it.store.first == 1
+
+
+@pytest.mark.parametrize("acked", ["in a session", "by its WELCOME"])
+def test_what_is_acknowledged_makes_it_ask_at_once_again(acked):
+    it = Sending(blocks=3, session=None)
+    now = 0.0
+    for _ in range(4):
+        now = try_in_vain(it, now, Reset(404, ""), {})
+    it.send(now)
+    it.welcome(now, 9, acked=1 if acked == "by its WELCOME" else 0)
+    it.send(now)
+    if acked == "in a session":
+        it.receive(Ack(1, 9, 9), now, 9)
+    it.receive(Reset(404, ""), now, 9)
+
+    assert is_hello(it.send(now))
+    assert it.waiting == [2, 3]
+
+
+def test_a_session_that_lasted_is_followed_by_the_next_at_once():
+    """An idle stream has nothing acknowledged, and is not in vain for that."""
+    it = Sending(session=None)
+    now = 0.0
+    for number in range(9):
+        assert is_hello(it.send(now))
+        it.welcome(now, number + 1)
+        now += 15
+        redial = it.receive(Goodbye(), now, number + 1)
+        assert redial == Redial(0, "it ends")
+        it.sender.connect(now)
+
+
+def test_a_welcome_that_answers_no_hello_is_ignored():
+    it = Sending(blocks=3)
+    assert it.send(0) == [block(1), block(2), block(3)]
+    it.welcome(0, 8, asked=False)
+
+    assert it.send(0) == []  # nothing is sent again
+    it.receive(Ack(3, 9, 9), 0)
+    assert it.waiting == []
 
 
 def test_resets_that_answer_the_greeting_do_not_prolong_it():
@@ -493,7 +548,7 @@ def test_an_error_closes_the_socket_for_half_a_minute(session):
 
     redial = it.receive(Error(505, "no"), 0, session or 0)
     advice = "this sender speaks version 2: upgrade the older one"
-    assert redial == Redial(30, f"it refuses: no (505); {advice}")
+    assert redial == Redial(30, f"it refuses: no (505); {advice}", refused=True)
 
 
 @pytest.mark.parametrize("message", [Reset(404, ""), Error(505, ""), Goodbye(), Ack(1, 0, 0)])

@@ -41,8 +41,10 @@ from zmqpush.errors import RemoteProtocolError
 _IN_FLIGHT_PING_INTERVAL = 1.0
 _DEAD_PINGS = 3
 _HELLO_INTERVAL = 2.0
-_RESET_INTERVAL = 1.0
 _REFUSED_DELAY = 30.0
+# After one session in vain the next may begin at once. The one after that waits for so long
+# since the last began, the next twice as long, and so on.
+_FIRST_PAUSE, _MAX_PAUSE = 1.0, 10.0
 _MAX_PING_INTERVAL = 3600.0
 # How long sockets may go without an answer, at most.
 _MAX_PATIENCE = 10.0
@@ -101,10 +103,19 @@ class State(Enum):
 
 
 class Redial(NamedTuple):
-    """A request: close the socket and connect to the next endpoint after ``delay`` seconds."""
+    """
+    A request: close the socket and connect to the next endpoint.
+
+    Attributes:
+        delay: How long not to come back to this one, in seconds.
+        reason: Why.
+        refused: Whether that is for people to know.
+
+    """
 
     delay: float
     reason: str
+    refused: bool = False
 
 
 class Sender:
@@ -140,7 +151,12 @@ class Sender:
         self._ping_interval = PING_INTERVAL
         self._first_patience = self._patience = patience
         self._heard = self._pinged = self._hello_at = self._give_up_at = 0.0
-        self._last_reset = -math.inf
+        self._unanswered = 0  # HELLOs on this socket
+        # How often one was answered since something was acknowledged, and when last: a
+        # receiver that begins and ends sessions, or streams, must not keep us busy.
+        self._in_vain = 0
+        self._answered = 0.0
+        self._paused_until = 0.0
 
     @property
     def streaming(self) -> bool:
@@ -149,6 +165,7 @@ class Sender:
 
     def connect(self, now: float) -> None:
         """Begin on a new socket."""
+        self._unanswered = 0
         self._greet(now)
         self._wait_from(now)
         self._patience = min(2 * self._patience, _MAX_PATIENCE)
@@ -156,8 +173,19 @@ class Sender:
     def disconnected(self, now: float) -> None:
         """Note that the socket has no connection now; it will make one by itself."""
         if self._state is State.STREAMING:
-            self._greet(now)
-        self._hello_at = min(self._hello_at, now)
+            self._greet(now + self._pause(now))
+        self._hello_at = max(self._paused_until, min(self._hello_at, now))
+
+    def _note_answer(self, now: float) -> None:
+        self._in_vain += 1
+        self._answered = now
+
+    def _pause(self, now: float) -> float:
+        """Return how long to wait before the next HELLO, once a session has ended."""
+        if self._in_vain < 2:
+            return 0.0
+        pause = min(_FIRST_PAUSE * 2.0 ** min(self._in_vain - 2, 9), _MAX_PAUSE)
+        return max(0.0, self._answered + pause * (1 + self._random() / 2) - now)
 
     def _wait_from(self, now: float) -> None:
         self._give_up_at = now + self._patience * (1 + self._random() / 2)
@@ -167,7 +195,7 @@ class Sender:
             self._wait_from(hello_at)
         self._state = State.GREETING
         self._session = 0
-        self._hello_at = hello_at
+        self._hello_at = self._paused_until = hello_at
         self._in_flight.clear()
         self._in_flight_bytes = 0
         self._store.rewind()
@@ -199,6 +227,7 @@ class Sender:
             if now < self._hello_at:
                 return None
             self._hello_at = now + _HELLO_INTERVAL
+            self._unanswered += 1
             return self._hello()
         if now >= self._ping_at():
             self._pinged = now
@@ -259,13 +288,16 @@ class Sender:
         assert isinstance(message, Welcome)
         if (welcome := _read_welcome(message.values)) is None:
             return
-        if (welcome.stream, welcome.labels) != (public_name(self._store.secret), self._labels):
-            return  # that answers a HELLO from before the stream got a new name, or others
+        named = welcome.stream, welcome.labels
+        if named != (public_name(self._store.secret), self._labels) or not self._unanswered:
+            return  # that answers a HELLO from before the stream got a new name, others, or none
+        self._unanswered -= 1
+        self._note_answer(now)
         ours = max(self._store.recovered, self._sent if welcome.run == self._run else 0)
         if welcome.acked > ours:
             # Somebody else gave these numbers to other records.
             self._store.rename_stream()
-            self._start_over(now)
+            self._greet(now + self._pause(now))
             return
         self._session = welcome.session
         self._take_credit(*welcome.credit)
@@ -275,7 +307,7 @@ class Sender:
         self._pinged = now
         self._in_flight.clear()
         self._in_flight_bytes = 0
-        self._store.acknowledge(welcome.acked)
+        self._acknowledge(welcome.acked)
         self._store.rewind()
 
     def _on_ack(self, message: Message, now: float) -> None:
@@ -286,29 +318,32 @@ class Sender:
             acked, size = self._in_flight.popleft()
             self._in_flight_bytes -= size
         if acked:
-            self._store.acknowledge(acked)
+            self._acknowledge(acked)
+
+    def _acknowledge(self, acked: int) -> None:
+        before = self._store.first
+        self._store.acknowledge(acked)
+        if self._store.first > before:
+            self._in_vain = 0
 
     def _take_credit(self, blocks: int, size: int) -> None:
         # No more than the link has room for, whatever the receiver says.
         self._credit = (min(blocks, MAX_CREDIT_BLOCKS), min(size, MAX_CREDIT_BYTES))
 
     def _on_reset(self, message: Message, now: float) -> None:
-        self._start_over(now)
-
-    def _start_over(self, now: float) -> None:
-        soon = now - self._last_reset < _RESET_INTERVAL
-        self._last_reset = now
-        self._greet(now + _RESET_INTERVAL if soon else now)
+        if self._state is State.GREETING:
+            self._note_answer(now)
+        self._greet(now + self._pause(now))
 
     def _on_goodbye(self, message: Message, now: float) -> Redial:
-        return Redial(0, "it ends")
+        return Redial(self._pause(now), "it ends")
 
     def _on_error(self, message: Message, now: float) -> Redial:
         assert isinstance(message, Error)
         reason = f"it refuses: {message.text} ({message.code})"
         if message.code == 505:
             reason += f"; this sender speaks version {VERSION}: upgrade the older one"
-        return Redial(_REFUSED_DELAY, reason)
+        return Redial(_REFUSED_DELAY, reason, refused=True)
 
     _TRANSITIONS: Mapping[tuple[State, type], Callable[["Sender", Any, float], Redial | None]] = {
         (State.GREETING, Welcome): _on_welcome,
