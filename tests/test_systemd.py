@@ -310,7 +310,6 @@ def test_a_pass_over_the_journal_that_is_killed_is_repeated(ship_journal, collec
 @pytest.fixture
 def move_journal(tmp_path):
     """Return a function that replaces the journal, as journald does when it removes old entries."""
-
     seconds = itertools.count(1_700_001_000, 1000)
 
     def move(*values):

@@ -165,7 +165,7 @@ def _take_security(options: dict[str, Any]) -> Security:
     epilog="""\b
 Examples:
   app 2>&1 | zmqpush nginx
-  tail -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
+  tail -n +1 -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
   app | zmqpush --spool /var/spool/zmqpush -c tcp://logs.example.com:5015 nginx
 
 Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_FULL, …) or in
