@@ -83,7 +83,9 @@ class AckedOutlet:
         run = os.urandom(16).hex()
         self._sender = Sender(self._store, run, patience, random.random)
         if settings.spread:
-            self._endpoints = _spread(self._endpoints, public_name(self._store.secret))
+            self._endpoints = _spread(
+                self._endpoints, self._store.was or public_name(self._store.secret)
+            )
         self._context = zmq.Context()
         self._endpoint = self._last_endpoint = self._endpoints[0]
         self._link: DealerLink | None = None
