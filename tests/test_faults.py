@@ -953,7 +953,7 @@ def test_48_who_knows_the_name_of_a_stream_cannot_speak_for_it(pipeline):
     assert len(records) == 1010 + 4 * 1000
 
 
-@pytest.mark.parametrize("number", [3, 1 << 40, (1 << 63) - 1])
+@pytest.mark.parametrize("number", [3, 1 << 40, (1 << 63) - 2])
 def test_49_content_is_never_taken_for_the_spool(start, tmp_path, number):
     """Raw lines that are entries of either format, behind a torn write: not one is delivered."""
     spool, path, endpoint = tmp_path / "spool", tmp_path / "all", f"ipc://{tmp_path}/socket"

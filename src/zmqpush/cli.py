@@ -509,6 +509,8 @@ def _tell_spool_status(spool: Path) -> int:
     for held in status_of(spool):
         whose = f", in use by process {held.pid}" if held.pid is not None else ""
         size = f"{held.segments} segments, {held.bytes} bytes"
+        if held.records and held.labels:
+            size += f", the first of type {held.labels.type!r} from {held.labels.host!r}"
         click.echo(
             f"{held.path}: {held.records} records to be acknowledged, {held.acked} "
             f"acknowledged, {size}{whose}"

@@ -200,6 +200,17 @@ def list_segments(slot: Path) -> list[Segment]:
     return sorted(segments, key=lambda segment: (segment.first, segment.path.suffix))
 
 
+def labels_of(segments: list[Segment]) -> Labels | None:
+    """Return what the records of the first segment have in common, if that is known."""
+    with contextlib.suppress(IndexError, FileNotFoundError):  # whoever uses the slot removed it
+        fd = os.open(segments[0].path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read_header(segments[0], fd).labels
+        finally:
+            os.close(fd)
+    return None
+
+
 def end_of(segments: list[Segment]) -> int:
     """Return the last sequence number of the last good entry."""
     if not segments:

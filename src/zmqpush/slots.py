@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from zmqpush.core.frames import Labels
 from zmqpush.errors import SpoolBusyError, SpoolForeignError
 from zmqpush.faults import fault_point
-from zmqpush.segments import end_of, list_segments, read_meta, read_state, telling
+from zmqpush.segments import end_of, labels_of, list_segments, read_meta, read_state, telling
 
 # Somebody who only looks whether a slot is in use locks it, for a moment.
 _LOCK_ATTEMPTS = 10
@@ -21,7 +22,12 @@ _SLOT_NAME = re.compile(r"0|[1-9][0-9]*")
 
 
 class Status(NamedTuple):
-    """What a slot holds; ``pid`` is whose it is now, if it is in use."""
+    """
+    What a slot holds.
+
+    ``labels`` are those of its first records, if they are known; ``pid`` is whose it is now, if
+    it is in use.
+    """
 
     path: Path
     stream: str
@@ -29,6 +35,7 @@ class Status(NamedTuple):
     end: int
     segments: int
     bytes: int
+    labels: Labels | None
     pid: int | None
 
     @property
@@ -98,7 +105,8 @@ def survey(slot: Path) -> Status:
         floor = max(floor, segments[0].first - 1)
     end = max(floor, end_of(segments))
     size = sum(segment.size for segment in segments)
-    return Status(slot, read_meta(slot).stream, floor, end, len(segments), size, _locked_by(slot))
+    stream, labels = read_meta(slot).stream, labels_of(segments)
+    return Status(slot, stream, floor, end, len(segments), size, labels, _locked_by(slot))
 
 
 def _make_directory(path: Path) -> None:
