@@ -15,6 +15,7 @@ from helpers import BIN, PATIENCE, wait_until
 from manager import CONTRIB, MACHINE, manager
 
 PAGE = CONTRIB.parent.parent / "docs" / "integrations.md"
+DATAGRAM = CONTRIB / "zmqpush-datagram.conf"
 SERVICES = sorted(CONTRIB.glob("*.service"))
 REMOTE = "/lib/systemd/systemd-journal-remote"
 ODD = b'two\nlines, \xff, \0 and "\x1b'
@@ -66,6 +67,22 @@ def test_shellcheck_finds_nothing_to_complain_about(script):
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@needs_systemd
+@pytest.mark.parametrize("line", ["", "ListenDatagram=\n"], ids=["as it is", "broken"])
+def test_systemd_takes_the_socket_for_datagrams(tmp_path, line):
+    drop_in = tmp_path / "zmqpush@app.socket.d"
+    drop_in.mkdir()
+    (drop_in / DATAGRAM.name).write_text(DATAGRAM.read_text() + line)
+    for name in ("zmqpush@.socket", "zmqpush@.service"):
+        text = (CONTRIB / name).read_text().replace("/usr/local/bin", str(BIN))
+        (tmp_path / name.replace("@", "@app")).write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
+    unit = tmp_path / "zmqpush@app.socket"
+    done = subprocess.run([*command, unit], capture_output=True, text=True, timeout=PATIENCE)
+
+    assert (done.returncode == 0, done.stdout + done.stderr == "") == (not line, not line)
 
 
 @needs_systemd
@@ -165,6 +182,24 @@ def test_systemd_stops_zmqpush_in_order_and_what_is_left_arrives_later(systemd):
     write(systemd, "two")
     systemd.run("systemctl", "start", "zmqpull.service")
     wait_until(lambda: messages(arrived) == ["one", "two"])
+
+
+def test_systemd_ships_datagrams_whatever_is_killed(systemd, tmp_path):
+    drop_in = tmp_path / "units/zmqpush@app.socket.d"
+    drop_in.mkdir()
+    shutil.copy(DATAGRAM, drop_in)
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "start", "zmqpull.service", "zmqpush@app.socket")
+    logged = ("logger", "-d", "-u", "/run/zmqpush/app", "-t", "app")
+    arrived = systemd.log / "zmqpull/app.ndjson"
+    texts = ["one", "two", "three", "four"]
+    for number, text in enumerate(texts, 1):
+        systemd.run(*logged, text)  # the second and later ones while it is dead
+        wait_until(lambda number=number: len(messages(arrived)) == number)
+        systemd.signal(signal.SIGKILL, "zmqpush@app.service")
+
+    assert [message.rpartition("app: ")[2] for message in messages(arrived)] == texts
+    assert systemd.show("zmqpush@app.service", "NRestarts") != "0"
 
 
 @needs_logrotate

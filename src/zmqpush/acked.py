@@ -69,32 +69,10 @@ class AckedOutlet:
         self._slot: Path | None = None
         self._spool: Spool | None = None
         host, raw = socket.gethostname(), settings.format is Format.RAW
-<<<<<<< HEAD
         self._labels = Labels(settings.logtype[:MAX_LABEL], host[:MAX_LABEL], raw)
         self._store: Spool | UnackedQueue = UnackedQueue(
             settings.queue_max, settings.when_full, self._labels
         )
-=======
-        labels = Labels(settings.logtype[:MAX_LABEL], host[:MAX_LABEL], raw)
-        if settings.spool:
-            self._spool = Spool(
-                take_slot(settings.spool, settings.spool_slots),
-                max_bytes=settings.spool_max,
-                when_full=settings.when_full,
-                sync=settings.sync,
-                labels=labels,
-                reporter=reporter,
-            )
-        self._store = self._spool or UnackedQueue(settings.queue_max, settings.when_full, labels)
-        self._endpoints = list(settings.endpoints.connect)
-        patience = _PATIENCE if len(self._endpoints) == 1 else _PATIENCE_OF_SEVERAL
-        run = os.urandom(16).hex()
-        self._sender = Sender(self._store, run, patience, random.random)
-        if settings.spread:
-            self._endpoints = _spread(
-                self._endpoints, self._store.was or public_name(self._store.secret)
-            )
->>>>>>> work-a1
         self._context = zmq.Context()
         self._endpoints = list(settings.endpoints.connect)
         self._link: DealerLink | None = None
@@ -121,7 +99,8 @@ class AckedOutlet:
         run = os.urandom(16).hex()
         self._sender = Sender(self._store, run, patience, random.random)
         if settings.spread:
-            self._endpoints = _spread(self._endpoints, public_name(self._store.secret))
+            name = self._store.was or public_name(self._store.secret)
+            self._endpoints = _spread(self._endpoints, name)
         self._endpoint = self._last_endpoint = self._endpoints[0]
         self._dial()
 

@@ -95,12 +95,18 @@ class Pusher:
             payload_bytes // self._envelope.overhead_bytes,
         )
         self._max_bytes = max(1, max_bytes)
-        self._source = Source(fd, self._max_bytes, in_turns=answers is not None)
+        guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
+        self._source = Source(
+            fd,
+            self._max_bytes,
+            delimiter=self._delimiter,
+            in_turns=answers is not None,
+            warn=guard.complaints.warn,
+        )
         self._conversation: Conversation | None = None
         if answers is not None:
             self._conversation = Conversation(self._source, answers, self._max_bytes)
         self._marks = MarkFilter() if settings.omprog and answers is None else None
-        guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
         self._outlet: Outlet
         self._confirm: Callable[[], Awaitable[None]]
         if settings.ack:
@@ -169,7 +175,9 @@ class Pusher:
         except SourceError as exc:  # what was read before is still delivered or counted
             self._reporter.warn(str(exc))
             failure = exc.exit_code
-        self._take(self._splitter.finish())
+        # What is left of a line that goes on is a line of its own for whoever reads it.
+        cut = bool(failure) or not self._source.has_ended
+        self._take(self._splitter.finish(cut=cut))
         ending.limit_stall(self._settings.timeout, lambda: outlet.progress)
         if not self._unconfirmed:
             await ending.unless_given_up(outlet.drain(), beside=delivering)
@@ -191,19 +199,24 @@ class Pusher:
             self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{spooled}")
         if outcome.lost and self._ending.reason is Reason.TIMEOUT:
             return EXIT_NO_RECEIVER
-        if outcome.dropped or outcome.lost or unread:
+        if outcome.dropped or outcome.lost or unread or self._source.gaps:
             return EXIT_LOSS
         return EXIT_LATER if outcome.spooled or unconfirmed else 0
 
     async def _read_all(self) -> None:
         while chunk := await self._source.read():
-            self._take(self._splitter.feed(chunk))
+            self._feed(chunk)
+            if self._source.has_messages:
+                self._take(self._splitter.finish(cut=self._source.message_cut))
             await self._outlet.room()
 
+    def _feed(self, data: bytes) -> None:
+        # Not more at once than a read of a pipe returns: a message may be longer.
+        for start in range(0, len(data), self._max_bytes):
+            self._take(self._splitter.feed(data[start : start + self._max_bytes]))
+
     async def _make_safe(self, messages: list[bytes]) -> None:
-        lines = self._delimiter.join((*messages, b""))
-        for start in range(0, len(lines), self._max_bytes):  # as much as is read at once
-            self._take(self._splitter.feed(lines[start : start + self._max_bytes]))
+        self._feed(self._delimiter.join((*messages, b"")))
         await self._confirm()
         self._confirmed = self._read
 
