@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import zmq
 
 from zmqpush.acked_links import DealerLink
+from zmqpush.background import end_with
 from zmqpush.core.envelope import Payload
 from zmqpush.core.sender import Redial, Sender
 from zmqpush.endings import Ending
@@ -85,7 +86,7 @@ class AckedOutlet:
         self._endpoint = self._last_endpoint = self._endpoints[0]
         self._link: DealerLink | None = None
         self._not_before: dict[str, float] = {}  # endpoints that have refused us
-        self._outage, self._fullness = Outage(reporter), Outage(reporter)
+        self._outage, self._fullness = Outage(reporter, guard.why), Outage(reporter)
         self._name = "spool" if settings.spool else "queue"
         self._moved = asyncio.Event()  # something was acknowledged
         self._unsynced = asyncio.Event()
@@ -163,7 +164,8 @@ class AckedOutlet:
             fault_point("acked")
             self._moved.set()
             if self._spool and self._spool.has_removable:
-                asyncio.get_running_loop().run_in_executor(None, self._spool.unlink_removable)
+                loop = asyncio.get_running_loop()
+                end_with(loop.run_in_executor(None, self._spool.unlink_removable))
         if not was_connected:
             sender.disconnected(now)
         if redial := redial or sender.tick(now):
