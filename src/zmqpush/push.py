@@ -21,7 +21,7 @@ from zmqpush.core.envelope import Envelope, Format
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
-from zmqpush.errors import EXIT_LATER, EXIT_LOSS, EXIT_NO_RECEIVER, SourceError
+from zmqpush.errors import EXIT_LATER, EXIT_LOSS, EXIT_NO_RECEIVER, SourceError, ZmqpushError
 from zmqpush.guard import Guard
 from zmqpush.omprog import Conversation, wants_answers
 from zmqpush.outlet import Outcome, Outlet
@@ -54,7 +54,7 @@ class Pusher:
         SpoolError: If the spool cannot be used.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
-        ValueError: If a field is part of the format already.
+        SettingsError: If a field is part of the format already.
 
     """
 
@@ -126,6 +126,15 @@ class Pusher:
             SpoolError: If the spool fails.
 
         """
+        try:
+            return await self._run()
+        except ZmqpushError:
+            raise
+        except BaseException:  # a bug: what became of the records is said all the same
+            self._tell_statistics()
+            raise
+
+    async def _run(self) -> int:
         ending, outlet = self._ending, self._outlet
         ending.handle_signals(at_once=not self._source.can_wait, hangup=self._hang_up)
         delivering = asyncio.create_task(outlet.run())
@@ -146,6 +155,9 @@ class Pusher:
         if not self._unconfirmed:
             await ending.unless_given_up(outlet.drain(), beside=delivering)
         delivering.cancel()
+        await asyncio.wait({delivering})
+        if not delivering.cancelled():
+            delivering.result()
         outcome = await outlet.close(ending)
         self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
         unread = 0
