@@ -211,7 +211,7 @@ def _secured(command: Callable[..., None]) -> Callable[..., None]:
     epilog="""\b
 Examples:
   app 2>&1 | zmqpush nginx
-  tail -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
+  tail -n +1 -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
   app | zmqpush --spool /var/spool/zmqpush -c tcp://logs.example.com:5015 nginx
 
 Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_FULL, …) or in
@@ -444,10 +444,10 @@ takes the records.""",
 )
 @click.option(
     "--memory",
-    type=_SIZE,
+    type=_Checked("size", values.read_memory),
     default="256MiB",
     show_default=True,
-    help="How much memory all acknowledged senders together may take.",
+    help="How much memory all acknowledged senders together may take, from 1MiB.",
 )
 @click.option(
     "-n",
@@ -642,6 +642,8 @@ def _print_spool_status(spool: Path) -> None:
     for held in status_of(spool):
         whose = f", in use by process {held.pid}" if held.pid is not None else ""
         size = f"{held.segments} segments, {held.bytes} bytes"
+        if held.records and held.labels:
+            size += f", the first of type {held.labels.type!r} from {held.labels.host!r}"
         text = (
             f"{held.path}: {held.records} records to be acknowledged, {held.acked} "
             f"acknowledged, {size}{whose}"

@@ -59,6 +59,9 @@ class PlainOutlet:
         waiting = self._queue.records + self._link.unsent
         return f"{self._link.accepted} sent, {waiting} queued, {self._queue.dropped} dropped"
 
+    async def open(self, ending: Ending) -> None:
+        """Do nothing: it is ready."""
+
     def put(self, payload: Payload) -> None:
         """Take the next payload, and send it if nothing waits."""
         self._queue.put(payload)

@@ -59,7 +59,6 @@ class Puller:
 
     Raises:
         SettingsError: If there is no such sink.
-        StateError: If the state cannot be used.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
 
@@ -75,13 +74,7 @@ class Puller:
         self._plain = PullLink(plain, self._guard, settings.memory) if plain else None
         self._acked = RouterLink(acked, self._guard, settings.memory) if acked else None
         self._decoder = RecordDecoder()
-        self._receiver = Receiver(
-            self._writer.floors,
-            settings.memory // _MEMORY_PER_BYTE,
-            self._writer.sink.durability,
-            lambda: secrets.randbits(64) or 1,
-            self._guard.admits_host,
-        )
+        self._receiver = self._make_receiver()  # which knows nobody until the state is open
         self._arrivals: list[Arrival] = []
         self._work = asyncio.Event()  # there is something to write, sync or reopen
         self._committing = asyncio.Lock()
@@ -91,6 +84,15 @@ class Puller:
         self._until: float | None = None
         self._ending = Ending(settings.grace, self._stop)
 
+    def _make_receiver(self) -> Receiver:
+        return Receiver(
+            self._writer.floors,
+            self._settings.memory // _MEMORY_PER_BYTE,
+            self._writer.sink.durability,
+            lambda: secrets.randbits(64) or 1,
+            self._guard.admits_host,
+        )
+
     async def run(self) -> int:
         """
         Receive until told to stop.
@@ -98,10 +100,15 @@ class Puller:
         Returns:
             The exit code.
 
+        Raises:
+            StateError: If the state cannot be used.
+            SinkError: If the sink cannot be opened.
+
         """
         self._ending.handle_signals(at_once=True, hangup=self._hang_up)
         if not await self._open():
-            return 0
+            return self._tell_losses()
+        self._receiver = self._make_receiver()
         for link, what in ((self._plain, "plain"), (self._acked, "acknowledged")):
             if link and link.has_open_port:
                 both = f" for {what} delivery" if self._plain and self._acked else ""
@@ -117,17 +124,19 @@ class Puller:
         finally:
             beside.cancel()
             self._tell_statistics()
+        code = self._tell_losses(rest=self._until is not None or not done)
+        return code if done else EXIT_IO
+
+    def _tell_losses(self, *, rest: bool = True) -> int:
         lost = self._writer.plain_unwritten + self._writer.sink.lost
-        if self._until is not None or not done:
+        if rest:
             lost += self._count_the_rest()
         if lost:
             self._reporter.warn(f"{lost} lost: they could not be written")
-        if not done:
-            return EXIT_IO
         return EXIT_LOSS if lost else 0
 
     async def _open(self) -> bool:
-        """Open the sink; whether that was possible before a signal came."""
+        """Open the state and the sink; whether that was possible before a signal came."""
         self._opening = asyncio.create_task(self._writer.open())
         await asyncio.wait({self._opening})
         opening, self._opening = self._opening, None
@@ -262,7 +271,7 @@ class Puller:
             accepted = self._receiver.take_accepted()
             batches = [
                 Batch(block.payload, block.records, labels, stream_name(key), block.first)
-                for key, labels, block in arrivals
+                for key, labels, block, _ in arrivals
             ]
             await self._writer.write(batches)
             fault_point("written")

@@ -21,7 +21,15 @@ from zmqpush.core.envelope import Envelope, Format
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
-from zmqpush.errors import EXIT_LATER, EXIT_LOSS, EXIT_NO_RECEIVER, SourceError, ZmqpushError
+from zmqpush.errors import (
+    EXIT_IO,
+    EXIT_LATER,
+    EXIT_LOSS,
+    EXIT_NO_RECEIVER,
+    SourceError,
+    SpoolError,
+    ZmqpushError,
+)
 from zmqpush.guard import Guard
 from zmqpush.omprog import Conversation, wants_answers
 from zmqpush.outlet import Outcome, Outlet
@@ -51,7 +59,6 @@ class Pusher:
 
     Raises:
         SourceError: If the input cannot be read.
-        SpoolError: If the spool cannot be used.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
         SettingsError: If a field is part of the format already.
@@ -89,12 +96,18 @@ class Pusher:
             payload_bytes // self._envelope.overhead_bytes,
         )
         self._max_bytes = max(1, max_bytes)
-        self._source = Source(fd, self._max_bytes, in_turns=answers is not None)
+        guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
+        self._source = Source(
+            fd,
+            self._max_bytes,
+            delimiter=self._delimiter,
+            in_turns=answers is not None,
+            warn=guard.complaints.warn,
+        )
         self._conversation: Conversation | None = None
         if answers is not None:
             self._conversation = Conversation(self._source, answers, self._max_bytes)
         self._marks = MarkFilter() if settings.omprog and answers is None else None
-        guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
         self._outlet: Outlet
         self._confirm: Callable[[], Awaitable[None]]
         if settings.ack:
@@ -123,7 +136,7 @@ class Pusher:
             The exit code.
 
         Raises:
-            SpoolError: If the spool fails.
+            SpoolError: If the spool cannot be used.
 
         """
         try:
@@ -137,7 +150,33 @@ class Pusher:
     async def _run(self) -> int:
         ending, outlet = self._ending, self._outlet
         ending.handle_signals(at_once=not self._source.can_wait, hangup=self._hang_up)
+        if not await ending.unless_given_up(outlet.open(ending)):
+            raise SpoolError("the spool was not ready in time: nothing was read")
         delivering = asyncio.create_task(outlet.run())
+        failure, disk_failed = 0, False
+        try:
+            failure = await self._ship(delivering)
+            delivering.cancel()
+            await asyncio.wait({delivering})
+            if not delivering.cancelled():
+                delivering.result()
+        except SpoolError as exc:  # what became of the records is to be known all the same
+            self._reporter.warn(str(exc))
+            disk_failed = True
+        delivering.cancel()
+        outcome = await outlet.close(ending)
+        self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
+        unread = 0
+        if ending.signalled and not self._conversation:  # rsyslog has what is not answered
+            unread = self._source.unread_bytes
+        if unread:
+            self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
+        code = self._settle(outcome, unread) or failure
+        return EXIT_IO if disk_failed or outcome.failed else code
+
+    async def _ship(self, delivering: "asyncio.Task[None]") -> int:
+        """Read and deliver until the end; return the exit code that the input is a reason for."""
+        ending, outlet = self._ending, self._outlet
         failure = 0
         try:
             if self._conversation:
@@ -150,22 +189,13 @@ class Pusher:
         except SourceError as exc:  # what was read before is still delivered or counted
             self._reporter.warn(str(exc))
             failure = exc.exit_code
-        self._take(self._splitter.finish())
+        # What is left of a line that goes on is a line of its own for whoever reads it.
+        cut = bool(failure) or not self._source.has_ended
+        self._take(self._splitter.finish(cut=cut))
         ending.limit_stall(self._settings.timeout, lambda: outlet.progress)
         if not self._unconfirmed:
             await ending.unless_given_up(outlet.drain(), beside=delivering)
-        delivering.cancel()
-        await asyncio.wait({delivering})
-        if not delivering.cancelled():
-            delivering.result()
-        outcome = await outlet.close(ending)
-        self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
-        unread = 0
-        if ending.signalled and not self._conversation:  # rsyslog has what is not answered
-            unread = self._source.unread_bytes
-        if unread:
-            self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
-        return self._settle(outcome, unread) or failure
+        return failure
 
     @property
     def _unconfirmed(self) -> int:
@@ -178,24 +208,29 @@ class Pusher:
             self._reporter.notice(f"{unconfirmed} not confirmed: rsyslog has them")
         if self._envelope.invalid_bytes:
             self._reporter.notice(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
-        if any(outcome[1:]):
+        if any(outcome[1:4]):
             spooled = f", {outcome.spooled} left in the spool" if outcome.spooled else ""
             self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{spooled}")
         if outcome.lost and self._ending.reason is Reason.TIMEOUT:
             return EXIT_NO_RECEIVER
-        if outcome.dropped or outcome.lost or unread:
+        if outcome.dropped or outcome.lost or unread or self._source.gaps:
             return EXIT_LOSS
         return EXIT_LATER if outcome.spooled or unconfirmed else 0
 
     async def _read_all(self) -> None:
         while chunk := await self._source.read():
-            self._take(self._splitter.feed(chunk))
+            self._feed(chunk)
+            if self._source.has_messages:
+                self._take(self._splitter.finish(cut=self._source.message_cut))
             await self._outlet.room()
 
+    def _feed(self, data: bytes) -> None:
+        # Not more at once than a read of a pipe returns: a message may be longer.
+        for start in range(0, len(data), self._max_bytes):
+            self._take(self._splitter.feed(data[start : start + self._max_bytes]))
+
     async def _make_safe(self, messages: list[bytes]) -> None:
-        lines = self._delimiter.join((*messages, b""))
-        for start in range(0, len(lines), self._max_bytes):  # as much as is read at once
-            self._take(self._splitter.feed(lines[start : start + self._max_bytes]))
+        self._feed(self._delimiter.join((*messages, b"")))
         await self._confirm()
         self._confirmed = self._read
 

@@ -34,6 +34,13 @@ def read_spool_size(text: str) -> int:
     return size
 
 
+def read_memory(text: str) -> int:
+    """Return the memory that senders share in bytes."""
+    if (size := read_size(text)) < 1 << 20:
+        raise SettingsError(f"{_quoted(text)} is too little for senders to share; they need 1MiB")
+    return size
+
+
 def read_seconds(text: str) -> float:
     """Return a time in seconds."""
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?|\.[0-9]+", text):

@@ -53,7 +53,6 @@ class Writer:
 
     Raises:
         SettingsError: If there is no such sink.
-        StateError: If the state cannot be used.
 
     """
 
@@ -76,7 +75,8 @@ class Writer:
             options=settings.options,
         )
         self.sink = make_sink(settings.to, context)
-        self._state = State(settings.state, reporter) if settings.state else None
+        self._state_directory = settings.state
+        self._state: State | None = None
         self._background = ThreadPoolExecutor(1)  # changes the state, in order
         self._writing = asyncio.Lock()
         self._held = HeldRecords()
@@ -113,12 +113,16 @@ class Writer:
 
     async def open(self) -> None:
         """
-        Open the sink.
+        Open the state and the sink.
 
         Raises:
-            SinkError: If that is impossible.
+            StateError: If the state cannot be used.
+            SinkError: If the sink cannot be opened.
 
         """
+        if self._state_directory:
+            opening = partial(State, self._state_directory, self._reporter)
+            self._state = await self._in_background(opening)
         marks = self._state.marks() if self._state else {}
         found = await self._when_possible(partial(self.sink.open, marks))
         if self._dead_letters and (self.sink.durability == "engine" or self._buries):
@@ -329,8 +333,8 @@ class Writer:
             )
             await self._in_background(commit)
 
-    async def _in_background(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._background, work)
+    async def _in_background(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._background, work)
 
     async def _when_possible(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Do something again and again until the sink does not stall."""
