@@ -335,7 +335,7 @@ def below_a_file(spool):
 @pytest.mark.parametrize(
     ("trouble", "code", "line"),
     [
-        (a_file, 2, "Error: Invalid value for '--spool': Directory '{}' is a file."),
+        (a_file, 2, "zmqpush: --spool: Directory '{}' is a file; see zmqpush --help"),
         (foreign, 78, "zmqpush: {} is no spool: it holds 'notes'"),
         (below_a_file, 74, "zmqpush: cannot use the spool {0}: {0}: Not a directory"),
     ],
@@ -347,8 +347,7 @@ def test_a_spool_that_cannot_be_used_is_told_in_one_line(tmp_path, option, troub
     done = push("--spool", spool, "-c", NOBODY, *option, data=b"1\n")
 
     assert (done.returncode, done.stdout) == (code, b"")
-    assert done.stderr.splitlines()[-1].decode() == line.format(spool)
-    assert code == 2 or done.stderr.count(b"\n") == 1
+    assert done.stderr.decode() == line.format(spool) + "\n"
 
 
 def test_a_spool_in_use_is_told_with_the_process(start, spool):
@@ -386,7 +385,7 @@ def test_the_status_of_a_spool(spool):
     [
         ("--spool x --spool-max 1MB1", "'1MB1' is not a size"),
         ("--spool x --spool-max 1023KiB", "'1023KiB' is too small for a spool"),
-        ("--spool x --spool-slots 65", "65 is not in the range"),
+        ("--spool x --spool-slots 65", "not a number of processes from 1 to 64"),
         ("--spool x --sync always", "'always' is not one of"),
         ("--ack --bind tcp://127.0.0.1:5999", "needs receivers to connect to, not --bind"),
         ("--ack --framing lines", "--framing is for receivers that do not acknowledge"),

@@ -213,8 +213,9 @@ def test_flags_that_do_not_go_together_are_told_of_in_one_line(keys, program, ar
     )
 
     assert (done.returncode, done.stdout) == (2, b"")
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith(b"Error: ")]
-    assert told.encode() in line
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith(f"{Path(program).name}: ")
+    assert told in line
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "[::1]", "ipc"])

@@ -21,10 +21,20 @@ PURE = {
     "core.records",
     "core.sender",
 }
-VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors", "disk", "faults"}
+VOCABULARY = {
+    "",
+    "errors",
+    "settings",
+    "queue",
+    "telemetry",
+    "descriptors",
+    "disk",
+    "faults",
+    "background",
+}
 ALLOWED = {
-    "__main__": {"cli", "keys_cli"},
-    "cli": {"config", "values", "omprog", "push", "pull", "slots"},
+    "__main__": {"cli", "keys_cli", "failures"},
+    "cli": {"config", "values", "failures", "omprog", "push", "pull", "slots"},
     "push": {"source", "omprog", "outlet", "plain", "acked", "guard", "endings"},
     "omprog": {"source"},
     "outlet": {"endings"},

@@ -20,7 +20,7 @@ SHELF = """
     import json
     from pathlib import Path
 
-    from zmqpush.errors import SinkError, SinkStalledError
+    from zmqpush.errors import SettingsError, SinkError, SinkStalledError
     from zmqpush.faults import fault_point
     from zmqpush.sinks import Held, Rejection, Sink, Synced
 
@@ -36,7 +36,7 @@ SHELF = """
             self.todo = []
             self.rejected = []
             if unknown := {*context.options} - {"shout"}:
-                raise ValueError(f"shelf:// knows no {unknown}")
+                raise SettingsError(f"shelf:// knows no {unknown}")
 
         def obey(self, step):
             if (self.directory / f"stall-{step}").exists():
@@ -271,30 +271,29 @@ def test_what_a_sink_holds_and_nobody_remembers_is_in_it_once(
     assert records(tmp_path) == [f"{number} poison" for number in range(1, 6)]
 
 
+def usage_error(text):
+    """Return how a run ends that is used wrongly."""
+    return 2, b"", b"zmqpull: %s; see zmqpull --help\n" % text
+
+
 def test_a_scheme_that_nobody_knows_and_a_missing_package_are_told(shelf, tmp_path):
     for to, told in (
-        ("amqp://host/x", b"Error: --to amqp:// is none of absent://, kafka://, nats://, shelf://"),
-        (
-            "absent://x",
-            b"Error: --to absent:// needs the Python package absent: see shelf",
-        ),
+        ("amqp://host/x", b"--to amqp:// is none of absent://, kafka://, nats://, shelf://"),
+        ("absent://x", b"--to absent:// needs the Python package absent: see shelf"),
     ):
-        code, out, err = finish(shelf("--to", to))
-        assert (code, out, err.splitlines()[-1]) == (2, b"", told)
+        assert finish(shelf("--to", to)) == usage_error(told)
     for to in ("Kafka:/k/logs", "kafka//k/logs", "Shelf2:///"):
         code, out, err = finish(shelf("--to", to))
-        assert (code, out, err.splitlines()[-1][:12]) == (2, b"", b"Error: --to ")
-    code, out, err = finish(shelf("-X", "whisper=1"))
-    assert (code, out, err.splitlines()[-1]) == (2, b"", b"Error: shelf:// knows no {'whisper'}")
+        assert (code, out, err[:14]) == (2, b"", b"zmqpull: --to ")
+    assert finish(shelf("-X", "whisper=1")) == usage_error(b"shelf:// knows no {'whisper'}")
     code, out, err = finish(shelf("-X", "secret"))
-    assert (code, b"secret" in err.splitlines()[-1]) == (2, False)
-    code, out, err = finish(shelf("--to", tmp_path / "file", "-X", "a=1"))
-    assert (code, err.splitlines()[-1]) == (2, b"Error: -X is for what --to SCHEME:// names")
-    code, out, err = finish(shelf("--nats-unit", "block"))
-    assert (code, err.splitlines()[-1]) == (2, b"Error: --nats-unit is for --to nats://")
+    assert (code, b"secret" in err) == (2, False)
+    done = finish(shelf("--to", tmp_path / "file", "-X", "a=1"))
+    assert done == usage_error(b"-X is for what --to SCHEME:// names")
+    assert finish(shelf("--nats-unit", "block")) == usage_error(b"--nats-unit is for --to nats://")
     also = {"ZMQPULL_OPTION": "shout=1 whisper=2"}
-    code, out, err = finish(shelf("-X", "shout=2", env=os.environ | also))
-    assert (code, err.splitlines()[-1]) == (2, b"Error: shelf:// knows no {'whisper'}")
+    done = finish(shelf("-X", "shout=2", env=os.environ | also))
+    assert done == usage_error(b"shelf:// knows no {'whisper'}")
 
 
 def test_the_state_of_the_version_before_is_read(start, endpoint, tmp_path):

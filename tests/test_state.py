@@ -249,7 +249,7 @@ def test_a_state_that_cannot_be_used_is_told_in_one_line(
     directory = tmp_path / "above" / "state"
     directory.mkdir(parents=True)
     trouble(directory)
-    child = start(ZMQPULL, "-a", endpoint, "--state", directory)
+    child = start(ZMQPULL, "-a", endpoint, "--to", tmp_path / "all", "--state", directory)
 
     assert finish(child) == (code, b"", f"zmqpull: {line.format(directory)}\n".encode())
 
@@ -259,7 +259,8 @@ def test_a_state_in_use_is_told_in_one_line(receiver, start, endpoint, tmp_path)
     with bare(zmq.DEALER, endpoint) as peer:
         greet(peer)
     directory = tmp_path / "state"
-    second = start(ZMQPULL, "-a", f"ipc://{tmp_path}/second", "--state", directory)
+    other = ("-a", f"ipc://{tmp_path}/second", "--to", tmp_path / "second.ndjson")
+    second = start(ZMQPULL, *other, "--state", directory)
 
     line = f"zmqpull: another process uses the state {directory}\n"
     assert finish(second) == (73, b"", line.encode())

@@ -71,12 +71,16 @@ def _run(command: Callable[..., object], program: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        command(prog_name=program)
+        command(prog_name=program, standalone_mode=False)
     except OSError as exc:  # what is printed, such as the help, cannot be written
         from zmqpush.telemetry import Reporter
 
         Reporter(program).warn(str(exc.strerror))
         os._exit(EXIT_IO)
+    except Exception as exc:
+        from zmqpush.failures import report_failure
+
+        sys.exit(report_failure(exc, program))
 
 
 def push() -> None:

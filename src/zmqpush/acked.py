@@ -18,6 +18,7 @@ from pathlib import Path
 import zmq
 
 from zmqpush.acked_links import DealerLink
+from zmqpush.background import end_with
 from zmqpush.core.envelope import Format, Payload
 from zmqpush.core.frames import MAX_LABEL, Labels, public_name
 from zmqpush.core.sender import Redial, Sender
@@ -77,7 +78,7 @@ class AckedOutlet:
         self._endpoints = list(settings.endpoints.connect)
         self._link: DealerLink | None = None
         self._not_before: dict[str, float] = {}  # endpoints that have refused us
-        self._outage, self._fullness = Outage(reporter), Outage(reporter)
+        self._outage, self._fullness = Outage(reporter, guard.why), Outage(reporter)
         self._name = "spool" if settings.spool else "queue"
         self._moved = asyncio.Event()  # something was acknowledged
         self._unsynced = asyncio.Event()
@@ -204,7 +205,8 @@ class AckedOutlet:
             fault_point("acked")
             self._moved.set()
             if self._spool and self._spool.has_removable:
-                asyncio.get_running_loop().run_in_executor(None, self._spool.unlink_removable)
+                loop = asyncio.get_running_loop()
+                end_with(loop.run_in_executor(None, self._spool.unlink_removable))
         if not was_connected:
             sender.disconnected(now)
         if redial := redial or sender.tick(now):

@@ -175,7 +175,6 @@ class Ending:
             await asyncio.wait({working}, timeout=_LAST_CHANCE)
         if failed:
             failed.result()
-        if not done:
-            return False
-        working.result()
-        return True
+        if working.done() and not working.cancelled():
+            working.result()
+        return done

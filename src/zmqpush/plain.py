@@ -42,7 +42,7 @@ class PlainOutlet:
         self._settings = settings
         self._queue = Queue(settings.queue_max, settings.when_full)
         self._link = PushLink(settings.endpoints, guard, settings.framing, separator)
-        self._outage = Outage(reporter)
+        self._outage = Outage(reporter, guard.why)
         self._behind = asyncio.Event()  # something waits: the sending task takes over
         self._moved = asyncio.Event()  # the link took something
         if self._link.has_open_port:

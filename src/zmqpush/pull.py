@@ -58,7 +58,7 @@ class Puller:
         reporter: Where to say what happens.
 
     Raises:
-        ValueError: If there is no such sink.
+        SettingsError: If there is no such sink.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
 

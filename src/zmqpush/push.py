@@ -28,6 +28,7 @@ from zmqpush.errors import (
     EXIT_NO_RECEIVER,
     SourceError,
     SpoolError,
+    ZmqpushError,
 )
 from zmqpush.guard import Guard
 from zmqpush.omprog import Conversation, wants_answers
@@ -60,7 +61,7 @@ class Pusher:
         SourceError: If the input cannot be read.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
-        ValueError: If a field is part of the format already.
+        SettingsError: If a field is part of the format already.
 
     """
 
@@ -138,6 +139,15 @@ class Pusher:
             SpoolError: If the spool cannot be used.
 
         """
+        try:
+            return await self._run()
+        except ZmqpushError:
+            raise
+        except BaseException:  # a bug: what became of the records is said all the same
+            self._tell_statistics()
+            raise
+
+    async def _run(self) -> int:
         ending, outlet = self._ending, self._outlet
         ending.handle_signals(at_once=not self._source.can_wait, hangup=self._hang_up)
         if not await ending.unless_given_up(outlet.open(ending)):
@@ -146,6 +156,10 @@ class Pusher:
         failure, disk_failed = 0, False
         try:
             failure = await self._ship(delivering)
+            delivering.cancel()
+            await asyncio.wait({delivering})
+            if not delivering.cancelled():
+                delivering.result()
         except SpoolError as exc:  # what became of the records is to be known all the same
             self._reporter.warn(str(exc))
             disk_failed = True

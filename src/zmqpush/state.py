@@ -157,7 +157,8 @@ class State:
     def marks(self) -> Marks:
         """Return what sinks want to be remembered."""
         with self._telling():
-            return dict(self._db.execute("SELECT name, value FROM marks"))
+            rows = self._db.execute("SELECT name, value FROM marks")
+            return {_loaded(name): value for name, value in rows}
 
     def commit(
         self,
@@ -180,8 +181,8 @@ class State:
         """
         now = int(time.time())
         streams = [(*progress.key, *progress.floor, now) for progress in moved]
-        gone = [(name,) for name, value in marks.items() if value is None]
-        kept = [(name, value) for name, value in marks.items() if value is not None]
+        gone = [(_stored(name),) for name, value in marks.items() if value is None]
+        kept = [(_stored(name), value) for name, value in marks.items() if value is not None]
 
         def change() -> None:
             with _transaction(self._db) as db:
@@ -215,3 +216,16 @@ def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         if db.in_transaction:  # SQLite may have ended it itself
             db.execute("ROLLBACK")
         raise
+
+
+def _stored(name: str) -> str | bytes:
+    """Return a name as SQLite takes it: one with a path in it may not be text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name)
+    return name
+
+
+def _loaded(name: str | bytes) -> str:
+    return os.fsdecode(name) if isinstance(name, bytes) else name

@@ -7,8 +7,9 @@ import select
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\udc80-\udcff]")  # and bytes that are no text
 # An outage is told of when it has lasted so long, in seconds, and not sooner than so
 # long after the last line about one.
 _OUTAGE_DELAY = 1.0
@@ -29,7 +30,7 @@ def write_line(fd: int, text: str, timeout: float = 0.0) -> bool:
     line of up to ``PIPE_BUF`` bytes at once, and one that is full must not stop us.
     What a peer or a file name brings along cannot end the line or steer a terminal.
     """
-    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", text)
     line = text.encode("utf-8", "backslashreplace")[: select.PIPE_BUF - 1] + b"\n"
     try:
         room = select.poll()
@@ -111,11 +112,13 @@ class Outage:
 
     Args:
         reporter: Who says it.
+        why: Tells the reason that ends the line about the beginning, if there is one.
 
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, why: Callable[[], str] = str) -> None:
         self._reporter = reporter
+        self._why = why
         self._since: float | None = None
         self._announced = False
         self._last_line = -_OUTAGE_INTERVAL
@@ -145,6 +148,6 @@ class Outage:
         delay = due - time.monotonic()
         if delay <= 0:
             self._announced = True
-            self._reporter.notice(self._what)
+            self._reporter.notice(self._what + self._why())
         else:
             self._timer = asyncio.get_running_loop().call_later(delay, self._check)

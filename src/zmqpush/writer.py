@@ -52,7 +52,7 @@ class Writer:
         rejected: How many of them it refused for good.
 
     Raises:
-        ValueError: If there is no such sink.
+        SettingsError: If there is no such sink.
 
     """
 

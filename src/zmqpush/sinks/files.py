@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from zmqpush.disk import has_no_room
-from zmqpush.errors import SinkError, SinkSetupError, SinkStalledError
+from zmqpush.errors import SettingsError, SinkError, SinkSetupError, SinkStalledError
 from zmqpush.faults import fault_point
 from zmqpush.sinks import Batch, Context, Deferral, Held, Marks, Rejection, Sink, Synced
 from zmqpush.sinks.output import Output
@@ -64,13 +64,13 @@ class FileSink(Sink):
         context: What comes from outside.
 
     Raises:
-        ValueError: If ``to`` is no template.
+        SettingsError: If ``to`` is no template.
 
     """
 
     def __init__(self, to: str, context: Context) -> None:
         if context.options:
-            raise ValueError("-X is for what --to SCHEME:// names")
+            raise SettingsError("-X is for what --to SCHEME:// names")
         self._context = context
         self._template = Template(to, _WHAT, _file_name)
         self._files: OrderedDict[str, _File] = OrderedDict()  # by path; used last, last

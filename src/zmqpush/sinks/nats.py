@@ -24,7 +24,8 @@ from typing import Any
 from nats.aio.msg import Msg
 from nats.errors import Error, NoRespondersError, NoServersError
 
-from zmqpush.errors import SinkSetupError, SinkStalledError, ZmqpushError
+from zmqpush.background import begin
+from zmqpush.errors import SettingsError, SinkSetupError, SinkStalledError, ZmqpushError
 from zmqpush.faults import fault_point
 from zmqpush.settings import NatsUnit
 from zmqpush.sinks import Batch, Context, Held, Marks, Rejection, Sink, Synced
@@ -89,24 +90,29 @@ class NatsSink(Sink):
         context: What comes from outside.
 
     Raises:
-        ValueError: If ``to`` or an option cannot be understood.
+        SettingsError: If ``to`` or an option cannot be understood.
 
     """
 
     def __init__(self, to: str, context: Context) -> None:
         match = _URL.fullmatch(to)
         if not match or "@" in match[3] or not all(map(_is_host, match[2].split(","))):
-            raise ValueError("--to nats:// needs a host and a subject: nats://HOST[:PORT]/SUBJECT")
+            raise SettingsError(
+                "--to nats:// needs a host and a subject: nats://HOST[:PORT]/SUBJECT"
+            )
         self._template = Template(match[3], _WHAT, _token)
         if _BAD_SUBJECT.search(match[3]):
-            raise ValueError(f"{match[3]!r} is no subject to publish to")
+            raise SettingsError(f"{match[3]!r} is no subject to publish to")
         if re.search(r"[^.]\{|\}[^.]", match[3]):
-            raise ValueError("a label is a whole token of a subject, as in logs.{type}.{host}")
+            raise SettingsError("a label is a whole token of a subject, as in logs.{type}.{host}")
         self._servers = [f"nats://{host}" for host in match[2].split(",")]
         self._context = context
         self._options = read_options(context.options, match[1])
         connect_options(self._options)  # so that what is wrong with it is told now
-        self._unit = NatsUnit(context.options.get("unit", NatsUnit.RECORD))
+        unit = context.options.get("unit", NatsUnit.RECORD)
+        if unit not in {*NatsUnit}:
+            raise SettingsError(f"-X unit={unit} is none of {', '.join(NatsUnit)}")
+        self._unit = NatsUnit(unit)
         domain = self._options.get("js-domain")
         self._api = f"$JS.{domain}.API" if domain else "$JS.API"
         self.name = f"nats://{match[2]}/{match[3]}"
@@ -159,7 +165,7 @@ class NatsSink(Sink):
                     seq, _, made = mark.partition(" ")
                     stream = name.removeprefix("nats:")
                     self._seqs[stream], self._made[stream] = int(seq), made
-            self._task = asyncio.create_task(self._run())
+            self._task = begin(self._run())
         await self._until(lambda: self._is_open)
         return self._held
 
@@ -310,14 +316,14 @@ class NatsSink(Sink):
             moved = self._moved
             try:
                 await self._work()
+            except NoServersError:
+                pass  # `_on_error` has been told why
+            except (_InterruptedError, Error, OSError, ValueError, TimeoutError) as exc:
+                self._reason = reason_of(exc)  # also what has become wrong with an option's file
             except ZmqpushError as exc:
                 self._error = exc
                 self._changed.set()
                 return
-            except NoServersError:
-                pass  # `_on_error` has been told why
-            except (_InterruptedError, Error, OSError, ValueError, TimeoutError) as exc:
-                self._reason = reason_of(exc)
             except Exception as exc:  # nats-py raises what it meets
                 self._reason = f"{type(exc).__name__}: {reason_of(exc)}"
             delay = _FIRST_DELAY if self._moved > moved else min(2 * delay, _MAX_DELAY)
