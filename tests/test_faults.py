@@ -1091,7 +1091,7 @@ def with_a_directory_as_segment(slot):
     ("trouble", "code", "told"),
     [
         (of_a_later_version, 78, "{}/0 is a spool of a later version"),
-        (of_somebody_else, 78, "{}/0 belongs to somebody else"),
+        (of_somebody_else, 78, "{}/0 belongs to somebody else: chown it .*, or use another"),
         (beside_something, 78, "{} is no spool: it holds 'notes'"),
         (a_link, 78, "{} is no spool: it holds '0'"),
         (with_a_directory_as_state, 74, "cannot use the spool {}.*: Is a directory"),

@@ -567,6 +567,85 @@ def test_a_state_that_cannot_be_used_is_told_in_one_line(
     assert finish(child) == (code, b"", f"zmqpull: {line.format(directory)}\n".encode())
 
 
+def given_away(directory):
+    os.chown(directory, 12345, -1)
+    return directory, "belongs to somebody else: chown it (uid 12345), or use another"
+
+
+def writable_by_the_group(directory):
+    directory.chmod(0o770)
+    return directory, f"can be written by others: chmod go-w {directory}"
+
+
+def writable_by_all_and_sticky(directory):
+    directory.chmod(0o1777)
+    return directory, f"can be written by others: chmod go-w {directory}"
+
+
+def with_a_foreign_database(directory):
+    os.chown(directory / "state.db", 12345, -1)
+    path = directory / "state.db"
+    return path, "belongs to somebody else: chown it (uid 12345), or use another"
+
+
+def with_a_database_that_others_write(directory):
+    path = directory / "state.db"
+    path.chmod(0o622)
+    return path, f"can be written by others: chmod go-w {path}"
+
+
+def with_a_foreign_link(directory):
+    path = directory / "dead-letters.ndjson"
+    path.symlink_to("/etc/passwd")
+    os.chown(path, 12345, -1, follow_symlinks=False)
+    return path, "belongs to somebody else: chown it (uid 12345), or use another"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        given_away,
+        writable_by_the_group,
+        writable_by_all_and_sticky,
+        with_a_foreign_database,
+        with_a_database_that_others_write,
+        with_a_foreign_link,
+    ],
+)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_state_that_others_could_have_written_is_refused(
+    receiver, endpoint, tmp_path, path, trouble, is_link
+):
+    """A mark in it would say which file of a victim is cut, and where."""
+    leave_uncommitted(receiver, endpoint)
+    directory = tmp_path / "state"
+    if is_link:
+        directory.rename(tmp_path / "elsewhere")
+        directory.symlink_to(tmp_path / "elsewhere")
+        where, reason = trouble(tmp_path / "elsewhere")
+        where = where if where == tmp_path / "elsewhere" else directory / where.name
+        reason = reason.replace(f"{tmp_path}/elsewhere/", f"{directory}/")
+    else:
+        where, reason = trouble(directory)
+
+    line = f"zmqpull: the state {directory} is not safe: {where} {reason}\n"
+    assert finish(receiver()) == (78, b"", line.encode())
+    assert path.read_bytes() == COMMITTED + TAIL
+
+
+@pytest.mark.parametrize("name", ["lock", "state.db", "journal.0"])
+def test_a_link_in_a_state_is_not_followed(receiver, tmp_path, name):
+    directory = tmp_path / "state"
+    directory.mkdir(0o700)
+    (directory / name).symlink_to(tmp_path / "victim")
+    code, _, err = finish(receiver())
+
+    assert (code, err.count(b"\n")) == (74, 1)
+    assert b"Too many levels of symbolic links" in err
+    assert not (tmp_path / "victim").exists()
+
+
 def test_a_state_in_use_is_told_in_one_line(receiver, start, endpoint, tmp_path):
     receiver()
     with bare(zmq.DEALER, endpoint) as peer:
