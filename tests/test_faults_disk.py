@@ -297,7 +297,8 @@ def test_53_a_spool_that_can_be_written_no_more_ends_the_sender(pipeline, faulty
 
 
 def removed(spool):
-    shutil.rmtree(spool)
+    moved(spool)  # all of it at once
+    shutil.rmtree(spool.with_name("elsewhere"))
 
 
 def without_segments(spool):
