@@ -297,7 +297,8 @@ def test_53_a_spool_that_can_be_written_no_more_ends_the_sender(pipeline, faulty
 
 
 def removed(spool):
-    shutil.rmtree(spool)
+    moved(spool)  # all of it at once
+    shutil.rmtree(spool.with_name("elsewhere"))
 
 
 def without_segments(spool):
@@ -336,29 +337,28 @@ def test_54_a_spool_that_was_removed_ends_the_sender_with_the_next_line(pipeline
     pipeline.put(sender, 2)
     wait_until(lambda: statistics(sender)[0] == 2)
     take(pipeline.spool)
-    pipeline.put(sender, 1)
+    with contextlib.suppress(BrokenPipeError):  # the sync of the first two may be the one
+        pipeline.put(sender, 1)
 
-    assert_lost(sender, 6)
+    assert_lost(sender, 5, 6)
 
 
 def test_54_so_does_one_into_which_nothing_can_be_written(pipeline):
     """A spool with a backlog alone, removed: all of it is lost, not left; exit 74."""
     pipeline.leave(3)
     sender = pipeline.send("-c", NOBODY)
-    wait_until_ready(sender)
-    wait_until(lambda: (pipeline.spool / "0" / "lock").read_bytes() == b"%d\n" % sender.pid)
-    assert statistics(sender)[2] == 3
+    wait_until(lambda: statistics(sender)[2] == 3)
     shutil.rmtree(pipeline.spool)
     pipeline.put(sender, 1)
 
     assert_lost(sender, 4)
 
 
-def assert_lost(sender, lost):
-    """See that a sender ends, and says so of so many records."""
+def assert_lost(sender, *lost):
+    """See that a sender ends, and says that so many records, or so many, are lost."""
     out, err = sender.communicate(timeout=PATIENCE)
     assert (sender.returncode, SUMMARY.fullmatch(out)[1]) == (74, b"0")
-    assert losses(err) == (0, lost)
+    assert losses(err) in [(0, number) for number in lost]
     assert re.search(rb"was removed or moved while it was in use: \d+ records are lost\n", err)
 
 

@@ -438,10 +438,9 @@ class Spool:
             os.close(self._fd)
         self._fd = None
 
-    def _give_up_segment(self, reason: OSError) -> None:
+    def _give_up_segment(self, reason: OSError, *, no_room: bool = False) -> None:
         # The kernel may have forgotten what was not synced, and that it failed. The
         # segments are valid up to what was synced; the rest is to be written anew.
-        no_room = has_no_room(reason)  # on some file systems only a sync finds that out
         if self._failing and not no_room:
             self._fail(reason)
         if not self._failing:
@@ -483,6 +482,8 @@ class Spool:
             found = os.stat(segment.path)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:
+            return True  # a disk that fails says so elsewhere
         written = self._fd is not None and segment is self._segments[-1]
         return not written or os.path.samestat(found, os.fstat(self._fd))  # type: ignore[arg-type]
 
@@ -538,8 +539,9 @@ class Spool:
         if job.given_up:
             return
         if failure:
-            self._give_up_segment(failure)
-            if not has_no_room(failure) or self._make_room():
+            no_room = has_no_room(failure)  # on some file systems only a sync finds that out
+            self._give_up_segment(failure, no_room=no_room)
+            if not no_room or self._make_room():
                 self.retry()
             elif self._when_full is not WhenFull.BLOCK:
                 self.dropped += self.unsafe
