@@ -71,6 +71,7 @@ class Source:
     ) -> None:
         self._fd = fd
         self._pipe_bytes = self._max_bytes = max_bytes
+        self._full_read = max_bytes  # one that returns less has left nothing
         self._delimiter = delimiter
         self._in_turns = in_turns
         self._warn = warn
@@ -111,6 +112,7 @@ class Source:
                     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, wanted)
             self._pipe_bytes = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
             if own is None:
+                self._full_read = 0
                 return pipe_reader(fd, max_bytes)
         self._can_block = own is None and self.can_wait
         readable = fd if own is None else own
@@ -219,8 +221,8 @@ class Source:
         """
         if read_bytes >= self._pipe_bytes:
             await asyncio.sleep(_REST_DELAY)
-        elif read_bytes < self._max_bytes:
-            return True  # a read that could have returned more
+        elif read_bytes < self._full_read:
+            return True
         return not self._pending_bytes
 
     @property
