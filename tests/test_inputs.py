@@ -664,6 +664,25 @@ def test_a_datagram_that_is_cut_is_marked_and_told_and_the_next_one_is_not(pull,
     assert child.returncode == 1
 
 
+def test_datagrams_that_had_no_room_are_told(pull, start, tmp_path):
+    theirs, ours = datagrams("udp", tmp_path)
+    with theirs, ours:
+        child = start(ZMQPUSH, "-c", pull.last_endpoint, stdin=theirs)
+        ours.send(b"first")
+        first = messages(pull, 1)
+        child.send_signal(signal.SIGSTOP)
+        for _ in range(10_000):
+            ours.send(b"x" * 1000)
+        child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGCONT)
+        out, err = child.communicate(timeout=PATIENCE)
+    (lost,) = re.findall(rb"(\d+) datagrams are lost", err)
+
+    assert first == ["first"]
+    assert int(SUMMARY.fullmatch(out)[1]) + int(lost) == 10_001
+    assert child.returncode == 1
+
+
 @DATAGRAMS
 def test_datagrams_without_end_do_not_keep_a_signal_from_being_heard(pull, start, tmp_path, kind):
     theirs, ours = datagrams(kind, tmp_path)

@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import stat
+import struct
 import termios
 from collections.abc import Callable
 
@@ -24,6 +25,8 @@ _LINGER = 1
 # into the pipe comes in pieces. The rest gets so long to come, in seconds.
 _TURN_BYTES = 1 << 20
 _REST_DELAY = 0.1
+# getsockopt(2), linux/sock_diag.h: nine numbers, the last is how many messages had no room.
+_SO_MEMINFO = 55
 # Room for a message whose size the system does not say.
 _MESSAGE_BYTES = 1 << 16
 
@@ -68,6 +71,7 @@ class Source:
     ) -> None:
         self._fd = fd
         self._pipe_bytes = self._max_bytes = max_bytes
+        self._full_read = max_bytes  # one that returns less has left nothing
         self._delimiter = delimiter
         self._in_turns = in_turns
         self._warn = warn
@@ -96,6 +100,7 @@ class Source:
             if connection.type == socket.SOCK_STREAM:
                 return lambda: connection.recv(max_bytes, socket.MSG_DONTWAIT)
             self.has_messages = True
+            self._overflowed = _overflowed(connection)
             return lambda: self._receive_messages(connection)
         own = open_again(fd, os.O_RDONLY)
         if stat.S_ISFIFO(self._mode):
@@ -107,6 +112,7 @@ class Source:
                     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, wanted)
             self._pipe_bytes = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
             if own is None:
+                self._full_read = 0
                 return pipe_reader(fd, max_bytes)
         self._can_block = own is None and self.can_wait
         readable = fd if own is None else own
@@ -170,6 +176,7 @@ class Source:
             try:
                 message, _, flags, _ = connection.recvmsg(size, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                self._note_overflow(connection)
                 break
             except OSError:
                 if not pieces:
@@ -185,6 +192,11 @@ class Source:
         if (chunk := b"".join(pieces)) or self._has_hung_up():
             return chunk
         raise BlockingIOError
+
+    def _note_overflow(self, connection: socket.socket) -> None:
+        before, self._overflowed = self._overflowed, _overflowed(connection)
+        if lost := (self._overflowed - before) % (1 << 32):
+            self._note_gap(f"{lost} datagrams are lost: the socket had no room (SO_RCVBUF)")
 
     def _note_gap(self, text: str) -> None:
         self.gaps += 1
@@ -209,8 +221,8 @@ class Source:
         """
         if read_bytes >= self._pipe_bytes:
             await asyncio.sleep(_REST_DELAY)
-        elif read_bytes < self._max_bytes:
-            return True  # a read that could have returned more
+        elif read_bytes < self._full_read:
+            return True
         return not self._pending_bytes
 
     @property
@@ -259,6 +271,11 @@ class Source:
 
 def _unreadable(reason: object) -> SourceError:
     return SourceError(f"cannot read standard input: {reason}")
+
+
+def _overflowed(connection: socket.socket) -> int:
+    numbers = connection.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 9 * 4)
+    return int(struct.unpack("9I", numbers)[-1])
 
 
 def _mode_of_readable(fd: int) -> int:
