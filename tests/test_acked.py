@@ -167,6 +167,7 @@ def test_a_rolling_restart_loses_and_doubles_nothing(start, tmp_path, spool, spo
         state = tmp_path / f"state{at}"
         child = start(ZMQPULL, "-qa", endpoints[at], "--to", names[at], "--state", state)
         wait_until_ready(child)
+        wait_until(names[at].exists)
         return child
 
     receivers = [restart(0), restart(1)]

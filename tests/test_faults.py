@@ -704,6 +704,42 @@ def test_24_without_the_receivers_state_only_what_was_not_yet_acknowledged_comes
     assert len(lines(too_often)) <= CREDIT_BYTES
 
 
+def test_57_two_receivers_take_turns_at_one_file(pipeline, some, tmp_path):
+    """
+    Each with a state of its own, each killed: lost 0, of no one, and never two on one line.
+
+    Repeated: what one had written and not acknowledged, as far as the other wrote after it;
+    the next start of the first reports that.
+    """
+    sender = pipeline.send()
+    feeder = pipeline.feed(sender)
+    kept = 0
+    for turn in range(2 * DOSE.kills):
+        pipeline.state = tmp_path / f"state-{turn % 2}"
+        receiver = pipeline.receive()
+        wait_for_growth(pipeline.path, some(), receiver)
+        kill(receiver)
+        kept += sum(map(int, re.findall(rb"kept the last (\d+) bytes", receiver.stderr.read())))
+    pipeline.fed = feeder.stop()
+    receiver = pipeline.receive()
+    assert end(sender, read=pipeline.fed) == (pipeline.fed, 0, 0, 0)
+    kept += sum(map(int, re.findall(rb"kept the last (\d+) bytes", stop(receiver))))
+    pipeline.state = tmp_path / "state-0"
+    last = stop(pipeline.receive())
+    kept += sum(map(int, re.findall(rb"kept the last (\d+) bytes", last)))
+
+    whole = {line(number)[:-1]: number for number in range(1, pipeline.fed + 1)}
+    records = pipeline.path.read_bytes().splitlines()
+    numbers = [whole[record] for record in records if record in whole]
+    lost, too_often = compare(numbers, range(1, pipeline.fed + 1))
+    assert lost == []
+    assert len(lines(too_often)) <= kept
+    # The torn end of a write is a line of its own.
+    torn = [record for record in records if record not in whole]
+    assert len(torn) <= 2 * DOSE.kills
+    assert all(any(each.startswith(piece) for each in whole) for piece in torn)
+
+
 def test_28_the_wall_clock_may_leap(pipeline, some):
     """A day to and fro at both ends, all the time: lost 0, repeated 0."""
     command = patched("zmqpull", LEAPING_CLOCK)
@@ -1055,7 +1091,7 @@ def with_a_directory_as_segment(slot):
     ("trouble", "code", "told"),
     [
         (of_a_later_version, 78, "{}/0 is a spool of a later version"),
-        (of_somebody_else, 78, "{}/0 belongs to somebody else"),
+        (of_somebody_else, 78, "{}/0 belongs to somebody else: chown it .*, or use another"),
         (beside_something, 78, "{} is no spool: it holds 'notes'"),
         (a_link, 78, "{} is no spool: it holds '0'"),
         (with_a_directory_as_state, 74, "cannot use the spool {}.*: Is a directory"),

@@ -54,7 +54,7 @@ ALLOWED = {
     "state": {"sinks"},
     "sinks": {"sinks.files"},
     "sinks.kafka": {"sinks", "sinks.kafka_client", "sinks.template"},
-    "sinks.files": {"sinks", "sinks.output", "sinks.template"},
+    "sinks.files": {"sinks", "sinks.journal", "sinks.output", "sinks.template"},
     "sinks.nats": {"sinks", "sinks.nats_client", "sinks.template"},
 }
 MODULES = sorted(

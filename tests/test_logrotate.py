@@ -23,11 +23,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def numbers(directory):
-    """Return the numbers in all files of a directory, the oldest file first."""
-    files = sorted(
-        directory.iterdir(), key=lambda path: -int((re.findall(r"\d+", path.name) or [0])[0])
-    )
+def numbers(*directories):
+    """Return the numbers in all files of some directories, the oldest file first."""
+    paths = [path for each in directories for path in each.iterdir() if path.is_file()]
+    files = sorted(paths, key=lambda path: -int((re.findall(r"\d+", path.name) or [0])[0]))
     text = b"".join(
         gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         for path in files
@@ -75,10 +74,15 @@ def test_every_file_of_contrib_that_grows_is_rotated():
     assert {*line.split()} == grow
 
 
+@pytest.mark.parametrize("olddir", ["", "old", "../beside"])
 @pytest.mark.parametrize("kills", [False, True])
-def test_each_record_is_in_one_of_the_files_however_they_are_rotated(start, tmp_path, kills):
+def test_each_record_is_in_one_of_the_files_however_they_are_rotated(
+    start, tmp_path, kills, olddir
+):
     logs, endpoint = tmp_path / "logs", f"ipc://{tmp_path}/acked"
     logs.mkdir()
+    old = (logs / olddir).resolve()
+    old.mkdir(exist_ok=True)
     to = logs / "{type}.ndjson"
     options = ("-q", "--ack-bind", endpoint, "--state", tmp_path / "state", "--to", to)
 
@@ -90,6 +94,8 @@ def test_each_record_is_in_one_of_the_files_however_they_are_rotated(start, tmp_
     receiver = receive()
     sender = start(ZMQPUSH, "-q", "--spool", tmp_path / "spool", "-c", endpoint, "app")
     text = local(CONFIGURATION, tmp_path).replace(f"{tmp_path}/log/zmqpull", str(logs))
+    if olddir:
+        text = text.replace("daily", f"daily\n    olddir {old}")
     text, count = re.subn("systemctl .*zmqpull.service", f"kill -HUP $(cat {tmp_path}/pid)", text)
     configuration = tmp_path / "zmqpull"
     configuration.write_text(text)
@@ -121,6 +127,6 @@ def test_each_record_is_in_one_of_the_files_however_they_are_rotated(start, tmp_
     assert receiver.wait(PATIENCE) == 0
 
     assert count == 1
-    assert numbers(logs) == list(range(TURNS * LINES))
+    assert numbers(*{logs, old}) == list(range(TURNS * LINES))
     names = {f"app.ndjson.{n}{'.gz' if n > 1 else ''}" for n in range(1, TURNS + 1)}
-    assert {path.name for path in logs.iterdir()} - {"app.ndjson"} == names
+    assert {path.name for path in old.iterdir()} - {"app.ndjson"} == names

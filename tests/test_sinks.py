@@ -1,5 +1,6 @@
 """The contract of sinks: one that a third party has written, as a package of its own."""
 
+import fcntl
 import json
 import os
 import signal
@@ -244,6 +245,37 @@ def test_without_a_place_for_it_what_a_sink_refuses_is_not_acknowledged(shelf, e
     assert told.endswith(b"(poison): waiting; --dead-letters FILE lets the others pass\n")
 
 
+def test_a_dead_letter_begins_on_a_line_of_its_own(shelf, endpoint, tmp_path):
+    letters = tmp_path / "letters"
+    letters.write_bytes(b'{"half')
+    child = shelf("--dead-letters", letters)
+    with bare(zmq.DEALER, endpoint) as peer:
+        deliver(peer, greet(peer)[1], 1, b"poison")
+    child.terminate()
+    err = finish(child)[2]
+
+    half, letter = letters.read_bytes().splitlines()
+    assert (half, json.loads(letter)["record"]) == (b'{"half', "poison")
+    assert b"letters ends within a line: 6 bytes of it are kept" in err
+
+
+def test_dead_letters_are_shared_and_each_process_waits_for_its_turn(shelf, endpoint, tmp_path):
+    letters = tmp_path / "letters"
+    child = shelf("--dead-letters", letters)
+    with bare(zmq.DEALER, endpoint) as peer:
+        _, session = greet(peer)
+        with letters.open("ab") as another:
+            fcntl.flock(another, fcntl.LOCK_EX)
+            peer.send(encode(Data.of(1, 1, b"poison\n"), session))
+            assert b"refuses 1 records" in child.stderr.readline()
+            line = b"zmqpull: cannot write to %s: another process has locked it: waiting\n"
+            assert child.stderr.readline() == line % bytes(letters)
+            assert letters.stat().st_size == 0
+        deliver(peer, session, 2, b"2")
+
+    assert json.loads(letters.read_bytes())["record"] == "poison"
+
+
 @pytest.mark.parametrize("point", ["shelved", "shelf-synced", "engine-buried"])
 def test_what_a_sink_holds_and_nobody_remembers_is_in_it_once(
     shelf, start, endpoint, tmp_path, point
@@ -301,7 +333,7 @@ def test_the_state_of_the_version_before_is_read(start, endpoint, tmp_path):
 
     (tmp_path / "state").mkdir()
     path = tmp_path / "all"
-    path.write_bytes(b'1\n{"half')
+    path.write_bytes(b"1\nby whom?\n")
     with sqlite3.connect(tmp_path / "state" / "state.db") as database:
         database.executescript(
             "CREATE TABLE streams (principal TEXT, stream TEXT, acked INTEGER, run TEXT, "
@@ -312,8 +344,10 @@ def test_the_state_of_the_version_before_is_read(start, endpoint, tmp_path):
         row = (str(path), path.stat().st_ino, 2)
         database.execute("INSERT INTO files VALUES (?, ?, ?)", row)
     database.close()
-    start(ZMQPULL, "-qa", endpoint, "--to", path, "--state", tmp_path / "state")
+    child = start(ZMQPULL, "-qa", endpoint, "--to", path, "--state", tmp_path / "state")
     with bare(zmq.DEALER, endpoint) as peer:
         deliver(peer, greet(peer)[1], 1, b"2")
 
-    assert path.read_bytes() == b"1\n2\n"
+    # That version left no proof of what it had written.
+    assert child.stderr.readline().startswith(b"zmqpull: kept the last 9 bytes of ")
+    assert path.read_bytes() == b"1\nby whom?\n2\n"

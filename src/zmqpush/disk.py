@@ -1,7 +1,13 @@
-"""What a disk that takes nothing now says, for the spool, the sinks and the state alike."""
+"""
+What the spool, the sinks and the state ask of a disk.
+
+That is whether an error means that there is no room now, and whether others could change what
+is there.
+"""
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 # More than what fails for want of room wants, as a rule: then it is sure to fail, too.
@@ -32,3 +38,19 @@ def probe_room(directory: Path) -> OSError | None:
     except OSError as exc:
         return exc if has_no_room(exc) else None
     return None
+
+
+def why_not_ours(path: Path) -> str:
+    """
+    Return how others could change a file or a directory, and what mends that; empty if not.
+
+    Raises:
+        OSError: If that cannot be known.
+
+    """
+    status = os.lstat(path)
+    if status.st_uid != os.geteuid():
+        return f"{path} belongs to somebody else: chown it (uid {status.st_uid}), or use another"
+    if status.st_mode & 0o022 and not stat.S_ISLNK(status.st_mode):
+        return f"{path} can be written by others: chmod go-w {path}"
+    return ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zmqpush.core.frames import Labels
+from zmqpush.disk import why_not_ours
 from zmqpush.errors import SpoolBusyError, SpoolForeignError
 from zmqpush.faults import fault_point
 from zmqpush.segments import end_of, labels_of, list_segments, read_meta, read_state, telling
@@ -133,8 +134,8 @@ def _list_slots(directory: Path) -> list[Path]:
         status = os.lstat(directory / name)
         if not (_SLOT_NAME.fullmatch(name) and stat.S_ISDIR(status.st_mode)):
             raise SpoolForeignError(f"{directory} is no spool: it holds {name!r}")
-        if status.st_uid != os.geteuid():
-            raise SpoolForeignError(f"{directory / name} belongs to somebody else")
+        if reason := why_not_ours(directory / name):
+            raise SpoolForeignError(reason)
     return [directory / name for name in names]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from zmqpush.core.receiver import FORMER, Floor, Key, Progress
-from zmqpush.disk import has_no_room, probe_room
+from zmqpush.disk import has_no_room, probe_room, why_not_ours
 from zmqpush.errors import StateBusyError, StateError, StateForeignError
 from zmqpush.faults import fault_point
 from zmqpush.sinks import Marks
@@ -42,6 +42,7 @@ DROP TABLE files;
 }
 # A stream that has not moved for so long is forgotten, in seconds.
 _EXPIRY = 30 * 86400.0
+_OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 # A full disk is tried again so often, in seconds.
 _FULL_INTERVAL = 1.0
 
@@ -60,7 +61,7 @@ class State:
 
     Raises:
         StateBusyError: If another process uses it.
-        StateForeignError: If it is of a later version.
+        StateForeignError: If others could change it, or it is of a later version.
         StateError: If it cannot be read or written.
 
     """
@@ -73,8 +74,8 @@ class State:
 
     def _take_lock(self) -> int:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._directory / "lock"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._refuse_foreign(Path(os.path.realpath(self._directory)))
+        lock = os.open(self._directory / "lock", _OPEN_FLAGS, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
@@ -82,8 +83,11 @@ class State:
         return lock
 
     def _connect(self) -> sqlite3.Connection:
+        for path in self._directory.iterdir():
+            if path.name != "lost+found":  # of a file system of its own
+                self._refuse_foreign(path)
         path = self._directory / "state.db"
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, _OPEN_FLAGS, 0o600))
         # A connection of one process: no shared memory, and no other writer.
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         with contextlib.ExitStack() as on_failure:
@@ -125,6 +129,11 @@ class State:
     def _error(self, exc: OSError | sqlite3.Error) -> StateError:
         reason = exc.strerror if isinstance(exc, OSError) else exc
         return StateError(f"cannot use the state {self._directory}: {reason}")
+
+    def _refuse_foreign(self, path: Path) -> None:
+        """Believe nothing that others could have written: a mark says where a file is cut."""
+        if reason := why_not_ours(path):
+            raise StateForeignError(f"the state {self._directory} is not safe: {reason}")
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from zmqpush.errors import SinkError, SinkStalledError
 from zmqpush.faults import fault_point
 from zmqpush.settings import PullSettings
 from zmqpush.sinks import Batch, Context, Deferral, Marks, Rejection, Synced, make_sink
-from zmqpush.sinks.output import Output
+from zmqpush.sinks.output import open_shared
 from zmqpush.state import State
 from zmqpush.telemetry import Reporter
 
@@ -70,6 +70,7 @@ class Writer:
             remember=lambda marks: self._remember(marks=marks),
             safe=bool(settings.state or settings.ack_endpoints),
             remembers=settings.state is not None,
+            directory=settings.state,
             buries=self._buries,
             own=own,
             options=settings.options,
@@ -286,7 +287,7 @@ class Writer:
     async def _write_dead_letters(self, lines: bytes) -> None:
         path = str(self._dead_letters)
         try:
-            output = Output(path)
+            output = await open_shared(path, self._reporter)
         except SinkError as exc:
             if not lines or isinstance(exc, SinkStalledError):
                 raise

@@ -103,6 +103,7 @@ class Context:
         remember: Makes marks durable at once, before anything else is written.
         safe: Whether somebody relies on what is synced: otherwise only order counts.
         remembers: Whether marks outlive this process at all.
+        directory: The state, where a sink may keep files of its own; None without one.
         buries: Whether ``--dead-letters`` asks to reject what could also be deferred.
         own: Files of ``zmqpull`` itself, and directories of such.
         options: What ``-X`` says.
@@ -113,6 +114,7 @@ class Context:
     remember: Callable[[Marks], Awaitable[None]]
     safe: bool = True
     remembers: bool = True
+    directory: Path | None = None
     buries: bool = False
     own: Sequence[Path] = ()
     options: Mapping[str, str] = field(default_factory=dict)
