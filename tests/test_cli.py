@@ -641,4 +641,6 @@ def test_a_memory_in_which_no_sender_makes_progress_is_refused(size):
     done = run(ZMQPULL, "--memory", size)
 
     assert done.returncode == 2
-    assert last_words(done).endswith(f"{size!r} is too little for senders to share; they need 1MiB")
+    assert last_words(done).endswith(
+        f"{size!r} is too little for senders to share; they need 1MiB; see zmqpull --help"
+    )
