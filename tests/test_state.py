@@ -18,11 +18,7 @@ from chaos import patched
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until, wait_until_ready
 from peers import SECRET, bare, deliver, greet
 from test_pull import finish
-<<<<<<< HEAD
-from zmqpush.core.frames import public_name
-=======
-from zmqpush.core.frames import Data, encode
->>>>>>> 2e21077 (Cut off a file only what is proven to be ours)
+from zmqpush.core.frames import Data, encode, public_name
 
 endpoint, small_disk = test_pull.endpoint, test_pull.small_disk
 
