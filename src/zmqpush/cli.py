@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from zmqpush import __version__, config, values
+from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
 from zmqpush.errors import EXIT_INTERNAL, EXIT_USAGE, ZmqpushError
@@ -76,6 +77,7 @@ class _Word(click.Argument):
 _SIZE = _Checked("size", values.read_size)
 _BIND = _Checked("endpoint", lambda text: check_endpoint(text, bind=True))
 _CONNECT = _Checked("endpoint", check_endpoint)
+_MARK = _Checked("text", os.fsencode)
 _SECONDS = _Checked("seconds", values.read_seconds)
 
 
@@ -286,8 +288,24 @@ configuration or keys.""",
 @click.option(
     "--omprog",
     is_flag=True,
-    help='Answer rsyslog\'s omprog (confirmMessages="on", useTransactions) when a message is safe; '
-    "implies --ack.",
+    help='Answer rsyslog\'s omprog (confirmMessages="on") when a message is safe; implies --ack.',
+)
+@click.option(
+    "--transactions",
+    is_flag=True,
+    help='With --omprog: rsyslog hands over transactions (useTransactions="on").',
+)
+@click.option(
+    "--begin-mark",
+    type=_MARK,
+    metavar="TEXT",
+    help=f"rsyslog's beginTransactionMark.  [default: {Marks().begin.decode()}]",
+)
+@click.option(
+    "--commit-mark",
+    type=_MARK,
+    metavar="TEXT",
+    help=f"rsyslog's commitTransactionMark.  [default: {Marks().commit.decode()}]",
 )
 @click.option(
     "--confirm",
@@ -299,7 +317,8 @@ configuration or keys.""",
     "--timeout",
     type=_SECONDS,
     metavar="SECONDS",
-    help="Give up at the end of the input after so long without delivery.  [default: wait]",
+    help="Give up after so long without delivery while something waits for it; with --spool, "
+    "where it is safe, at the end of the input only.  [default: wait]",
 )
 @_secured
 @_common
@@ -309,6 +328,9 @@ def push(
     field: Sequence[tuple[str, str]],
     delimiter: bytes | None,
     null: bool,
+    transactions: bool,
+    begin_mark: bytes | None,
+    commit_mark: bytes | None,
     spool_status: bool,
     **options: Any,
 ) -> None:
@@ -329,6 +351,10 @@ def push(
         raise click.UsageError("--spool-status needs --spool")
     if options["confirm"] and not options["omprog"]:
         raise click.UsageError("--confirm says when --omprog answers")
+    given = {"begin": begin_mark, "commit": commit_mark}
+    marks = {name: mark for name, mark in given.items() if mark is not None}
+    if marks and not transactions:
+        raise click.UsageError("--begin-mark and --commit-mark need --transactions")
     _choose_defaults(options)
 
     security = _take_security(options)
@@ -345,6 +371,7 @@ def push(
             endpoints=endpoints,
             fields=fields,
             delimiter=b"\0" if null else delimiter or b"\n",
+            marks=Marks()._replace(**marks) if transactions else None,
             security=security,
             **options
             | {

@@ -32,7 +32,7 @@ from zmqpush.guard import Guard
 from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
 from zmqpush.sinks import Batch
-from zmqpush.telemetry import Reporter
+from zmqpush.telemetry import Reporter, Tally
 from zmqpush.writer import Writer, stream_name
 
 # What a byte that is not yet acknowledged costs: the allocator and the connections want
@@ -80,6 +80,8 @@ class Puller:
             lambda: secrets.randbits(64) or 1,
             self._guard.admits_host,
         )
+        self._refused = Tally(reporter, "{} frames were refused: they break the protocol")
+        self._skipped = Tally(reporter, "senders have dropped {} records, or cannot read them")
         self._arrivals: list[Arrival] = []
         self._work = asyncio.Event()  # there is something to write, sync or reopen
         self._committing = asyncio.Lock()
@@ -114,7 +116,7 @@ class Puller:
             self._reporter.warn(str(exc))
         finally:
             beside.cancel()
-            self._tell_statistics()
+            self._tell_statistics(asked=False)
         lost = 0
         if self._until is not None or not done:
             lost = self._writer.plain_unwritten + self._count_the_rest()
@@ -222,6 +224,8 @@ class Puller:
                 self._reply()
             else:
                 await self._acked.readable()
+            self._refused.note(self._receiver.counters.malformed + self._acked.malformed)
+            self._skipped.note(self._receiver.counters.skipped)
             await asyncio.sleep(0)  # also when all that comes is refused
             if now >= expire_at:
                 expire_at = now + _EXPIRY_INTERVAL
@@ -282,9 +286,9 @@ class Puller:
         self._guard.reload()
         self._receiver.review()
         self._work.set()
-        self._tell_statistics()
+        self._tell_statistics(asked=True)
 
-    def _tell_statistics(self) -> None:
+    def _tell_statistics(self, *, asked: bool) -> None:
         counters = self._receiver.counters
         refused = counters.malformed + counters.resets
         numbers = {
@@ -296,7 +300,8 @@ class Puller:
             "frames were refused": refused + (self._acked.malformed if self._acked else 0),
         }
         told = [f", {number} {what}" for what, number in numbers.items() if number]
-        self._reporter.notice(f"{self._writer.written} records written" + "".join(told))
+        say = self._reporter.warn if asked or told else self._reporter.notice
+        say(f"{self._writer.written} records written" + "".join(told))
 
 
 def _by_labels(payload: Payload) -> list[Batch]:

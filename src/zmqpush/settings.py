@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
+from zmqpush.errors import SettingsError
 from zmqpush.queue import WhenFull
 
 # Escaped, a line may become six times as long, and a message may have 64 MiB.
@@ -181,6 +183,7 @@ class PushSettings:
     spool_slots: int = 1
     sync: Sync = Sync.INTERVAL
     omprog: bool = False
+    marks: Marks | None = None
     confirm: Confirm = Confirm.REMOTE
     security: Security = Security()
     grace: float = 4.0
@@ -195,6 +198,8 @@ class PushSettings:
             self._check_ack()
         if self.omprog:
             self._check_omprog()
+        elif self.marks:
+            raise SettingsError("--transactions are rsyslog's: they need --omprog")
         if self.format is Format.RAW and self.framing is Framing.ARRAY:
             raise ValueError("--framing array makes JSON of records and cannot hold --format raw")
 
@@ -217,6 +222,8 @@ class PushSettings:
             raise ValueError(f"--confirm {self.confirm} needs a --spool to hold the messages")
         if self.confirm is Confirm.FSYNC and self.sync is Sync.OFF:
             raise ValueError("--confirm fsync and --sync off exclude each other")
+        if self.marks and (len({*self.marks}) < 2 or any(not m or b"\n" in m for m in self.marks)):
+            raise SettingsError("--begin-mark and --commit-mark are two different lines of text")
 
 
 class NatsUnit(StrEnum):
