@@ -300,7 +300,7 @@ class Puller:
             "frames were refused": refused + (self._acked.malformed if self._acked else 0),
         }
         told = [f", {number} {what}" for what, number in numbers.items() if number]
-        say = self._reporter.warn if asked or told else self._reporter.notice
+        say = self._reporter.warn if asked else self._reporter.notice
         say(f"{self._writer.written} records written" + "".join(told))
 
 

@@ -203,11 +203,9 @@ class Pusher:
 
     def _take(self, blocks: list[Block]) -> None:
         now = time.time()
+        if self._marks:
+            blocks = [stripped for block in blocks for stripped in self._marks.strip(block)]
         for block in blocks:
-            if self._marks:
-                if (stripped := self._marks.strip(block)) is None:
-                    continue
-                block = stripped
             if self._settings.omprog and not self._read:
                 self._look_for_marks(block.data)
             payload = self._envelope.format(block, now)

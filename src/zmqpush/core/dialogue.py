@@ -9,12 +9,11 @@ rsyslog's ``plugins/external/INTERFACE.md``.
 
 Whether there are marks, and which, is said beforehand and never taken from what is read:
 anybody may log a line that looks like one. Where there are marks, one stands only where
-rsyslog may write it, the opening one outside of a transaction and the closing one inside.
-Anywhere else the same text is a message. So a message like the closing mark, inside of a
-transaction, does end it here; what follows is made safe one by one, and the real mark
-becomes the record that the message would have been. Only one like the closing mark with
-one like the opening mark right behind it cannot be told from marks: these two make no
-record.
+rsyslog may write it, the opening one outside of a transaction and the closing one inside;
+anywhere else the same text is a message. A message like the closing mark ends a transaction
+here. But behind the real one rsyslog begins another: if something else follows, it was a
+message, and the transaction goes on. Only if the next message is like the opening mark
+these two cannot be told from marks, and make no record.
 
 When a program dies within a transaction, rsyslog goes on with the message at which it
 noticed that, in a transaction of the next program, and does not hand over again what was
@@ -77,6 +76,7 @@ class Dialogue:
         self._max_bytes = max_bytes
         self.spoken = self._open = False
         self._goes_on = False  # the last part was not the end of its message
+        self._ended = False  # by what was the last to come
         self._is_first = True
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -86,15 +86,19 @@ class Dialogue:
         """Take the next message or mark, without its newline, or a part of a message."""
         mark = text if ends and not self._goes_on else None
         self._goes_on = not ends
-        if self._marks and mark == self._marks.begin and not self._open:
-            self.spoken = self._open = True
-            return Turn(b"", OK)
-        if self._open:
+        if self._marks:
+            if mark == self._marks.begin and not self._open:
+                self.spoken = self._open = True
+                self._ended = False
+                return Turn(b"", OK)
+            if self._ended:  # by a message
+                self._ended, self._open = False, True
+                self._hold(self._marks.commit + self._delimiter)
             refused, self._refused = self._refused, []
-            if self._marks and mark == self._marks.commit:
-                if not refused:
-                    return self._commit()
+            if refused and (not self._open or mark == self._marks.commit):
                 self._hold(*refused)  # and this is the message that was refused
+            elif self._open and mark == self._marks.commit:
+                return self._commit()
         if ends:
             if self._delimiter != b"\n":
                 text = text.removesuffix(b"\r")
@@ -111,6 +115,7 @@ class Dialogue:
             self._refused, self._held = self._held, []
             self._held_bytes = 0
             return Turn(b"", REFUSED)
+        self._ended = True
         return Turn(self._release(), OK)
 
     def _hold(self, *texts: bytes) -> None:
@@ -137,23 +142,34 @@ class MarkFilter:
     """
 
     def __init__(self, marks: Marks) -> None:
-        self._marks = [b"\n%b\n" % mark for mark in marks]
+        self._begin, self._commit = (b"\n%b\n" % mark for mark in marks)
         self.spoken = self._open = False
+        self._ended = False  # by the last line of the last block
         self._goes_on = False  # the last block was a part of a line
 
-    def strip(self, block: Block) -> Block | None:
-        """Return the lines that are none; ``None`` if no line is left."""
-        goes_on, self._goes_on = self._goes_on, block.partial
-        if block.partial:
-            return block
+    def strip(self, block: Block) -> list[Block]:
+        """Return the lines that are none."""
         lines = b"\n" + block.data + b"\n"
+        goes_on, self._goes_on = self._goes_on, block.partial
+        before = []
+        if self._ended and (block.partial or not lines.startswith(self._begin)):
+            self._open = True
+            before = [Block(self._commit[1:-1])]
+        self._ended = False
+        if block.partial:
+            return [*before, block]
         # What a line that goes on ends with is no mark.
         start = lines.index(b"\n", 1) if goes_on else 0
         kept = [lines[:start]]
-        while (end := lines.find(mark := self._marks[self._open], start)) >= 0:
-            kept.append(lines[start:end])
-            start = end + len(mark) - 1  # of two in a row the second begins with this newline
-            self._open = not self._open
+        while (end := lines.find(self._commit if self._open else self._begin, start)) >= 0:
             self.spoken = True
+            after = lines.index(b"\n", end + 1)  # two in a row share it
+            self._ended = self._open and after == len(lines) - 1
+            if self._open and not self._ended and not lines.startswith(self._begin, after):
+                end = after  # it was a message
+            else:
+                self._open = not self._open
+            kept.append(lines[start:end])
+            start = after
         rest = b"".join((*kept, lines[start:]))
-        return Block(rest[1:-1]) if len(rest) > 1 else None
+        return [*before, Block(rest[1:-1])] if len(rest) > 1 else before
