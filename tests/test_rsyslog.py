@@ -226,14 +226,19 @@ def test_66_messages_that_look_like_marks_arrive_and_cost_no_other(
         BARE, with_options(config, "remote"), template="bare", confirmMessages=answers
     )
     rsyslog.run()
-    for _ in range(3):
-        before = len(received_texts(rsyslog))
-        send_texts(rsyslog, messages)
-        wait_until(lambda before=before: len(received_texts(rsyslog)) >= before + len(messages))
+    for number in range(3):
+        last = f"line {100 + number}"
+        send_texts(rsyslog, [*messages, last])
+        wait_until(lambda last=last: last in received_texts(rsyslog))
     rsyslog.stop()
 
-    # What is behind the closing mark of one batch may begin the next: then it is in order, too.
-    assert received_texts(rsyslog) == 3 * messages
+    given = [*messages, "line 100", *messages, "line 101", *messages, "line 102"]
+    received = received_texts(rsyslog)
+    if config == "transactions.conf":  # the closing mark, and what is like it, makes no record
+        given, received = (
+            [text for text in texts if text != COMMIT] for texts in (given, received)
+        )
+    assert received == given
 
 
 def test_67_transactions_that_are_not_declared_cost_records_and_lose_nothing(rsyslog):
@@ -272,7 +277,7 @@ def test_the_marks_of_rsyslog_may_be_others(rsyslog, where):
     rsyslog.run()
     messages = ["line 1", BEGIN, COMMIT, "line 2"]
     send_texts(rsyslog, messages)
-    wait_until(lambda: len(received_texts(rsyslog)) >= len(messages))
+    wait_until(lambda: messages[-1] in received_texts(rsyslog))
     rsyslog.stop()
 
     assert received_texts(rsyslog) == messages

@@ -10,10 +10,9 @@ rsyslog's ``plugins/external/INTERFACE.md``.
 Whether there are marks, and which, is said beforehand and never taken from what is read:
 anybody may log a line that looks like one. Where there are marks, one stands only where
 rsyslog may write it, the opening one outside of a transaction and the closing one inside;
-anywhere else the same text is a message. A message like the closing mark ends a transaction
-here. But behind the real one rsyslog begins another: if something else follows, it was a
-message, and the transaction goes on. Only if the next message is like the opening mark
-these two cannot be told from marks, and make no record.
+anywhere else the same text is a message. So only a message like the closing mark cannot be
+told from it: it makes no record. It is answered as the mark is, and rsyslog takes that as it
+is meant: all before it is safe, and what follows it needs a new transaction.
 
 When a program dies within a transaction, rsyslog goes on with the message at which it
 noticed that, in a transaction of the next program, and does not hand over again what was
@@ -76,7 +75,6 @@ class Dialogue:
         self._max_bytes = max_bytes
         self.spoken = self._open = False
         self._goes_on = False  # the last part was not the end of its message
-        self._ended = False  # by what was the last to come
         self._is_first = True
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -89,11 +87,7 @@ class Dialogue:
         if self._marks:
             if mark == self._marks.begin and not self._open:
                 self.spoken = self._open = True
-                self._ended = False
                 return Turn(b"", OK)
-            if self._ended:  # by a message
-                self._ended, self._open = False, True
-                self._hold(self._marks.commit + self._delimiter)
             refused, self._refused = self._refused, []
             if refused and (not self._open or mark == self._marks.commit):
                 self._hold(*refused)  # and this is the message that was refused
@@ -115,7 +109,6 @@ class Dialogue:
             self._refused, self._held = self._held, []
             self._held_bytes = 0
             return Turn(b"", REFUSED)
-        self._ended = True
         return Turn(self._release(), OK)
 
     def _hold(self, *texts: bytes) -> None:
@@ -132,6 +125,9 @@ class Dialogue:
 class MarkFilter:
     """
     Takes the marks of transactions out of blocks, where rsyslog wants no answers.
+
+    Behind the closing mark rsyslog begins another transaction: if something else follows, it
+    was a message. Two messages in a row that are like these marks cannot be told from them.
 
     Args:
         marks: The marks.
