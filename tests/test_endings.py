@@ -387,16 +387,6 @@ def test_quiet_hides_good_news_only(start, tmp_path, way):
     assert (receiver.wait(PATIENCE), receiver.stderr.read()) == (0, b"")
 
 
-def test_quiet_tells_what_it_is_asked_by_a_hangup(start, pull, tmp_path):
-    child = start(ZMQPUSH, "-qc", pull.last_endpoint)
-    assert statistics(child)[0] == 0
-    receiver = start(ZMQPULL, "-qa", f"ipc://{tmp_path}/socket", "--to", tmp_path / "file")
-    wait_until_ready(receiver)
-    receiver.send_signal(signal.SIGHUP)
-
-    assert receiver.stderr.readline() == b"zmqpull: 0 records written\n"
-
-
 DROPS = re.compile(
     rb"zmqpush: the (?:queue|spool) is full: (\d+) records dropped(?:, (\d+) so far)?\n"
 )

@@ -116,7 +116,7 @@ class Puller:
             self._reporter.warn(str(exc))
         finally:
             beside.cancel()
-            self._tell_statistics(asked=False)
+            self._tell_statistics()
         lost = 0
         if self._until is not None or not done:
             lost = self._writer.plain_unwritten + self._count_the_rest()
@@ -286,9 +286,9 @@ class Puller:
         self._guard.reload()
         self._receiver.review()
         self._work.set()
-        self._tell_statistics(asked=True)
+        self._tell_statistics()
 
-    def _tell_statistics(self, *, asked: bool) -> None:
+    def _tell_statistics(self) -> None:
         counters = self._receiver.counters
         refused = counters.malformed + counters.resets
         numbers = {
@@ -300,8 +300,7 @@ class Puller:
             "frames were refused": refused + (self._acked.malformed if self._acked else 0),
         }
         told = [f", {number} {what}" for what, number in numbers.items() if number]
-        say = self._reporter.warn if asked else self._reporter.notice
-        say(f"{self._writer.written} records written" + "".join(told))
+        self._reporter.notice(f"{self._writer.written} records written" + "".join(told))
 
 
 def _by_labels(payload: Payload) -> list[Batch]:
