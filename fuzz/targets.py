@@ -25,6 +25,7 @@ from zmqpush.core.frames import (
     Ack,
     Data,
     Hello,
+    Labels,
     Message,
     Ping,
     Skip,
@@ -32,22 +33,31 @@ from zmqpush.core.frames import (
     checksum,
     decode,
     encode,
+    public_name,
 )
 from zmqpush.core.framing import Framing, to_frames
 from zmqpush.core.lines import Block, LineSplitter
-from zmqpush.core.receiver import Floor, Key, Progress, Receiver
+from zmqpush.core.receiver import FORMER, Floor, Key, Progress, Receiver
 from zmqpush.core.records import RecordDecoder
 from zmqpush.core.sender import Sender
 from zmqpush.errors import RemoteProtocolError, SpoolForeignError
 from zmqpush.queue import WhenFull
-from zmqpush.segments import HEADER, MAGIC, STATE_SLOTS, inode_of, pack_state
+from zmqpush.segments import (
+    FORMER_MARK,
+    HEADER,
+    STATE_SLOTS,
+    inode_of,
+    new_header,
+    pack_state,
+)
 from zmqpush.settings import Sync
 from zmqpush.slots import survey
 from zmqpush.spool import Spool
 from zmqpush.unacked_queue import UnackedQueue
 
 RUNS = ("aa" * 16, "bb" * 16)
-STREAMS = ("cd" * 16, "ef" * 16, "01" * 16)
+SECRETS = ("cd" * 16, "ef" * 16, "01" * 16)
+LABELS = Labels("t", "h")
 # Seconds that pass: within all the timeouts of the protocol, and beyond each of them.
 STEPS = (0.0, 0.1, 0.6, 1.1, 2.1, 5.1, 16.0, 31.0, 4000.0, 31 * 86400.0)
 
@@ -100,7 +110,10 @@ class _Receiving:
     def __init__(self, memory: int) -> None:
         self.memory = memory
         self.tokens = count(1)
-        self.durable: dict[Key, Floor] = {}
+        # Streams of version 1.
+        self.durable: dict[Key, Floor] = {
+            (principal, FORMER + SECRETS[0]): Floor(3, RUNS[0]) for principal in PRINCIPALS
+        }
         self.claimed = 0  # the highest number that a sender says to be acknowledged
         self.start()
 
@@ -119,13 +132,13 @@ class _Receiving:
         token = choices.number() if who & 0x80 else session.token if session else 0
         end = session.stream.end if session else 0
         hello = {
-            "versions": [1, 1],
-            "stream": STREAMS[who // 6 % 3],
+            "versions": [2, 2],
+            "secret": SECRETS[who // 6 % 3],
+            "was": SECRETS[who // 36 % 2],
             "run": RUNS[who // 18 % 2],
             "first": choices.number(1) if who & 0x40 else 1,
             "spooled": not who & 0x40,
-            "type": "t",
-            "host": "h",
+            **LABELS._asdict(),
         }
         data = frame(choices, end + 1, hello, token)
         with contextlib.suppress(RemoteProtocolError):
@@ -189,9 +202,9 @@ class _Receiving:
             assert 0 <= stream.floor <= stream.end <= MAX_SEQ
             safe = self.durable[key].acked if key in self.durable else 0
             assert stream.floor <= max(safe, self.claimed)
-            assert 0 <= stream.blocks <= MAX_CREDIT_BLOCKS
-            assert stream.size >= 0
-            assert (stream.floor < stream.end) == (stream.blocks > 0)
+            assert len(stream.pending) <= MAX_CREDIT_BLOCKS
+            assert stream.size == sum(size for _, size in stream.pending)
+            assert (stream.floor < stream.end) == bool(stream.pending)
             assert stream.session or stream.held  # else nobody would ever forget it
             assert stream.waiting is None or stream.floor < stream.end
 
@@ -238,11 +251,10 @@ class _Store(UnackedQueue):
     """A queue that knows what was taken of it."""
 
     def __init__(self, max_bytes: int, when_full: WhenFull) -> None:
-        super().__init__(max_bytes, when_full)
         self.names = map("{:032x}".format, count())
+        super().__init__(max_bytes, when_full, LABELS)
         self.sent = 0
         self.next: int | None = None
-        self.rename_stream()
 
     def take(self) -> Data | Skip | None:
         """Take the next block, which must follow the last one."""
@@ -265,8 +277,8 @@ class _Store(UnackedQueue):
         super().acknowledge(acked)
 
     def rename_stream(self) -> None:
-        """Give the stream another name, but none at random."""
-        self.stream = next(self.names)
+        """Give the stream another secret, but none at random."""
+        self.secret = next(self.names)
 
     def fill(self, size: int) -> None:
         """Put a block of some records."""
@@ -282,15 +294,16 @@ class _Sending:
         for size in range(choices.byte() % 5):
             self.store.fill(size)
         self.store.recovered = choices.pick((0, self.store._next - 1))
-        self.sender = Sender(self.store, RUNS[0], {"type": "t", "host": "h"}, 2.0)
+        self.sender = Sender(self.store, RUNS[0], 2.0)
         self.sender.connect(0.0)
 
     def receive(self, choices: Choices, now: float) -> None:
         """Let a frame come from the receiver."""
         how = choices.byte()
         welcome = {
-            "version": 1,
-            "stream": self.store.stream,
+            "version": 2,
+            "stream": public_name(self.store.secret),
+            **LABELS._asdict(),
             "session": f"{how % 3 + 1:016x}",
             "acked": choices.number(self.store.first - 1),
             "run": RUNS[how // 3 % 2],
@@ -383,13 +396,24 @@ def _state(choices: Choices) -> bytes:
 def _meta(choices: Choices, slot: Path) -> bytes:
     if choices.byte() % 2:
         return choices.data()
-    values = {"format": choices.number(1), "stream": STREAMS[0], "inode": inode_of(slot)}
-    return json.dumps(values).encode()
+    values = {"format": choices.number(2), "inode": inode_of(slot)}
+    names = {"secret": SECRETS[0], "was": SECRETS[1], "stream": SECRETS[1]}
+    return json.dumps(values | names).encode()
 
 
-def _segment(choices: Choices, near: int) -> tuple[bytes, int]:
-    """Return the bytes of a segment, and the number that would follow."""
-    parts = []
+def _segment(choices: Choices, near: int) -> tuple[str, bytes, int]:
+    """Return a suffix, the bytes of a segment, and the number that would follow."""
+    kind = choices.byte() % 4
+    suffix, mark, beginning = "seg", FORMER_MARK, b""
+    if kind:
+        suffix, mark = "seg2", b"the mark"
+        _, beginning = new_header(mark, LABELS)
+    if kind == 2:
+        at = choices.byte() % len(beginning)
+        beginning = beginning[:at] + choices.take(1) + beginning[at + 1 :]
+    elif kind == 3:
+        beginning = choices.data()
+    parts = [beginning]
     for _ in range(choices.byte() % 6):
         how = choices.byte() % 8
         if how == 0:
@@ -401,7 +425,7 @@ def _segment(choices: Choices, near: int) -> tuple[bytes, int]:
         if how == 3:
             payload = payload[:-1] or b"x"
         crc = checksum(first, records, payload)
-        entry = HEADER.pack(MAGIC, len(payload), 0, first, records, crc) + payload
+        entry = HEADER.pack(mark[:4], len(payload), mark[4:], first, records, crc) + payload
         if how == 4:
             at = choices.byte() % len(entry)
             entry = entry[:at] + choices.take(1) + entry[at + 1 :]
@@ -409,7 +433,7 @@ def _segment(choices: Choices, near: int) -> tuple[bytes, int]:
             entry = entry[: choices.byte()]
         parts.append(entry)
         near = (first + records) % (1 << 64)
-    return b"".join(parts), near
+    return suffix, b"".join(parts), near
 
 
 def _open(slot: Path, when_full: WhenFull) -> Spool:
@@ -418,6 +442,7 @@ def _open(slot: Path, when_full: WhenFull) -> Spool:
         max_bytes=1 << 20,
         when_full=when_full,
         sync=Sync.BLOCK,
+        labels=LABELS,
         reporter=_Silent(),  # type: ignore[arg-type]
         segment_bytes=256,
     )
@@ -450,8 +475,8 @@ def spool(data: bytes) -> None:
         near = 1
         for _ in range(files // 4 % 4):
             number = choices.number(near)
-            content, near = _segment(choices, number)
-            (slot / f"{number:020d}.seg").write_bytes(content)
+            suffix, content, near = _segment(choices, number)
+            (slot / f"{number:020d}.{suffix}").write_bytes(content)
         when_full = choices.pick(tuple(WhenFull))
         try:
             survey(slot)

@@ -85,6 +85,7 @@ class Rsyslogd:
         self._port = directory / "port"
         self._config = directory / "rsyslog.conf"
         self._environment = os.environ | {"XDG_CONFIG_HOME": f"{directory}/config"}
+        shutil.copytree(os.environ["XDG_CONFIG_HOME"], directory / "config")
         self._child: subprocess.Popen[bytes] | None = None
 
     def translate(self, config: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pty
 import re
 import select
 import signal
@@ -19,6 +20,7 @@ from helpers import (
     NOBODY,
     PATIENCE,
     SUMMARY,
+    ZMQKEYS,
     ZMQPULL,
     ZMQPUSH,
     losses,
@@ -187,6 +189,48 @@ def test_a_stopped_terminal_job_goes_on(start, pull):
 
     assert json.loads(pull.recv())["message"] == "second"
     assert end(child)[:2] == (0, 2)
+
+
+# Runs a command as a background job of a terminal with `stty tostop`.
+IN_BACKGROUND = """
+import fcntl, os, sys, termios
+fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+settings = termios.tcgetattr(1)
+settings[3] |= termios.TOSTOP
+termios.tcsetattr(1, termios.TCSANOW, settings)
+if not (job := os.fork()):
+    os.setpgid(0, 0)
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status = os.waitpid(job, os.WUNTRACED)
+if os.WIFSTOPPED(status):
+    os.kill(job, 9)
+    sys.exit("stopped")
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ((ZMQPUSH, "-c", NOBODY, "--timeout", 0), 69, b"1 lost"),
+        ((ZMQPULL, "--memory", 1), 2, b"they need 1MiB"),
+        ((ZMQKEYS, "--help"), 0, b"--version"),
+    ],
+)
+def test_a_background_job_may_write_to_its_terminal(start, command, code, words):
+    terminal, end = pty.openpty()
+    args = (sys.executable, "-c", IN_BACKGROUND, *command)
+    job = start(*args, stdout=end, stderr=end, start_new_session=True)
+    os.close(end)
+    job.stdin.write(b"a line\n")
+    job.stdin.close()
+    shown = b""
+    with open(terminal, "rb", buffering=0) as screen, contextlib.suppress(OSError):
+        while True:  # until nobody has the other end any more
+            shown += screen.read(65536)
+
+    assert job.wait(PATIENCE) == code
+    assert words in shown
 
 
 GAVE_UP = b"zmqpush: gave up after %b s without delivery"

@@ -32,7 +32,6 @@ ALLOWED = {
     "acked": {"outlet", "spool", "slots", "unacked_queue", "acked_links", "guard", "endings"},
     "acked_links": {"links", "guard"},
     "links": {"guard", "handshakes", "pressure"},
-    "pressure": {"guard"},
     "handshakes": {"guard"},
     "guard": {"keys", "key_lists"},
     "key_lists": {"keys"},

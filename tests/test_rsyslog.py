@@ -73,7 +73,6 @@ def test_the_directives_of_2014_ship_whole_messages(rsyslog, start, where):
     environment = {}
     if where == "file":
         toml = rsyslog.directory / "config" / "zmqpush" / "zmqpush.toml"
-        toml.parent.mkdir(parents=True)
         toml.write_text(f'connect = ["{rsyslog.plain_endpoint}"]\n')
     else:
         environment["ZMQPUSH_CONNECT"] = rsyslog.plain_endpoint

@@ -13,8 +13,9 @@ import zmq
 
 import test_pull
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until, wait_until_ready
-from peers import STREAM, bare, deliver, greet
+from peers import SECRET, bare, deliver, greet
 from test_pull import finish
+from zmqpush.core.frames import public_name
 
 endpoint, small_disk = test_pull.endpoint, test_pull.small_disk
 
@@ -199,18 +200,18 @@ def test_a_duplicate_is_recognised_after_a_restart(receiver, endpoint, path):
 
 def test_a_stream_that_was_not_seen_for_30_days_is_forgotten(receiver, endpoint, tmp_path):
     day = 86400
-    ages = {STREAM: 0, "1" * 32: 29 * day, "2" * 32: 31 * day}
+    ages = {SECRET: 0, "1" * 32: 29 * day, "2" * 32: 31 * day}
     child = receiver()
     with bare(zmq.DEALER, endpoint) as peer:
-        for stream in ages:
-            deliver(peer, greet(peer, stream)[1], 1, b"1")
+        for secret in ages:
+            deliver(peer, greet(peer, secret)[1], 1, b"1")
     kill(child)
-    for stream, age in ages.items():
-        seen = (int(time.time()) - age, stream)
+    for secret, age in ages.items():
+        seen = (int(time.time()) - age, public_name(secret))
         change(tmp_path / "state", "UPDATE streams SET seen = ? WHERE stream = ?", seen)
     receiver()
     with bare(zmq.DEALER, endpoint) as peer:
-        acked = [greet(peer, stream)[0]["acked"] for stream in ages]
+        acked = [greet(peer, secret)[0]["acked"] for secret in ages]
 
     assert acked == [1, 1, 0]
 

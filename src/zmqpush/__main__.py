@@ -36,7 +36,13 @@ def _hold_standard_descriptors() -> None:
             os.open(os.devnull, flags)
 
 
+def _never_stop_for_a_terminal() -> None:
+    # With `stty tostop` a line that a background job writes to its terminal would stop it.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+
 def _prepare() -> None:
+    _never_stop_for_a_terminal()
     _hold_standard_descriptors()
     # What we make is not for others, ipc sockets least of all, whatever our parent's umask.
     os.umask(os.umask(0o077) | 0o007)
@@ -91,6 +97,7 @@ def pull() -> None:
 
 def keys() -> None:
     """Run ``zmqpush-keys``."""
+    _never_stop_for_a_terminal()
     _hold_standard_descriptors()
     from zmqpush.keys_cli import keys as command
 

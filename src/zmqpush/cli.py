@@ -167,7 +167,7 @@ def _take_security(options: dict[str, Any]) -> Security:
     epilog="""\b
 Examples:
   app 2>&1 | zmqpush nginx
-  tail -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
+  tail -n +1 -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
   app | zmqpush --spool /var/spool/zmqpush -c tcp://logs.example.com:5015 nginx
 
 Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_FULL, …) or in
@@ -454,8 +454,8 @@ takes the records.""",
     "--dead-letters",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Where to write down what the engine behind --to refuses for good.  [default: "
-    "dead-letters.ndjson in --state; without either it is waited for]",
+    help="Where to write down records that --to refuses for good, and those whose file cannot be "
+    "opened.  [default, for an engine: dead-letters.ndjson in --state; without either it waits]",
 )
 @click.option(
     "--state",
@@ -465,10 +465,10 @@ takes the records.""",
 )
 @click.option(
     "--memory",
-    type=_SIZE,
+    type=_Checked("size", values.read_memory),
     default="256MiB",
     show_default=True,
-    help="How much memory all acknowledged senders together may take.",
+    help="How much memory all acknowledged senders together may take, from 1MiB.",
 )
 @click.option(
     "-n",
@@ -536,6 +536,8 @@ def _tell_spool_status(spool: Path) -> int:
     for held in status_of(spool):
         whose = f", in use by process {held.pid}" if held.pid is not None else ""
         size = f"{held.segments} segments, {held.bytes} bytes"
+        if held.records and held.labels:
+            size += f", the first of type {held.labels.type!r} from {held.labels.host!r}"
         click.echo(
             f"{held.path}: {held.records} records to be acknowledged, {held.acked} "
             f"acknowledged, {size}{whose}"

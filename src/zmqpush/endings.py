@@ -59,6 +59,7 @@ class Ending:
         self._signals = 0
         self._given_up = asyncio.Event()
         self._look: asyncio.TimerHandle | None = None
+        self._told_twice = asyncio.Event()
         self.reason: Reason | None = None
 
     def handle_signals(self, *, at_once: bool, hangup: Callable[[], None]) -> None:
@@ -89,6 +90,7 @@ class Ending:
         if self._signals == 2:
             # A third one could change nothing, and a flood of them would only delay us.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+            self._told_twice.set()
             self._give_up(Reason.SIGNAL)
             return
         self.begin_grace()
@@ -162,8 +164,20 @@ class Ending:
             Whether the work was done.
 
         """
+        return await self._unless(self._given_up, work, beside)
+
+    async def unless_told_twice(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do some work however long it takes, unless a second signal comes."""
+        return await self._unless(self._told_twice, work)
+
+    async def _unless(
+        self,
+        event: asyncio.Event,
+        work: Coroutine[Any, Any, None],
+        beside: "asyncio.Future[Any] | None" = None,
+    ) -> bool:
         working = asyncio.create_task(work)
-        giving_up = asyncio.create_task(self._given_up.wait())
+        giving_up = asyncio.create_task(event.wait())
         tasks: set[asyncio.Future[Any]] = {working, giving_up} | ({beside} if beside else set())
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         failed = beside if beside and beside.done() else None

@@ -12,6 +12,7 @@ Every exception of the package.
     ├─ SourceError      the input cannot be read                       exit 74
     ├─ SpoolError       the spool cannot be read or written            exit 74
     │  ├─ SpoolBusyError     other processes use it                    exit 73
+    │  ├─ SpoolFullError     it cannot be opened now: tried again
     │  └─ SpoolForeignError  it is no spool, or not ours               exit 78
     ├─ StateError       the receiver's state cannot be used            exit 74
     │  ├─ StateBusyError     another process uses it                   exit 73
@@ -97,6 +98,10 @@ class SpoolBusyError(SpoolError):
     """Other processes use all slots of the spool."""
 
     exit_code = EXIT_BUSY
+
+
+class SpoolFullError(SpoolError):
+    """There is no room to make a file of the spool: a reason to wait, not to end."""
 
 
 class SpoolForeignError(SpoolError):

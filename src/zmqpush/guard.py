@@ -10,7 +10,6 @@ import os
 import resource
 import shlex
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,48 +21,12 @@ from zmqpush.errors import KeyFileError
 from zmqpush.key_lists import Admitted, read_admitted
 from zmqpush.keys import KeyPair, find_public, fingerprint, read_pair
 from zmqpush.settings import ALLOW_ANY, Security
-from zmqpush.telemetry import Reporter
+from zmqpush.telemetry import Complaints, Reporter
 
 # Never empty: with a domain libzmq refuses peers that speak ZMTP 1 or 2, which anything is
 # taken for that sends bytes, and which know nothing of encryption.
 _DOMAIN = b"zmqpush"
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-# About the same thing one line is printed in so long, in seconds.
-_QUIET = 60.0
-# Of so many things at once; of more there is one line that counts.
-_MAX_THINGS = 20
-
-
-class Complaints:
-    """
-    Prints warnings, of each kind one a minute: a hostile peer can cause any number.
-
-    Args:
-        reporter: Who prints them.
-
-    """
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._lock = threading.Lock()  # the doorman complains in a thread of its own
-        self._since = -_QUIET
-        self._seen: set[str] = set()
-        self._unsaid = 0
-
-    def warn(self, text: str, kind: str = "") -> None:
-        """Print a warning, unless one of its kind (or the same) was printed in this minute."""
-        with self._lock:
-            now = time.monotonic()
-            if now - self._since >= _QUIET:
-                if self._unsaid:
-                    self._reporter.warn(f"{self._unsaid} more warnings about peers in a minute")
-                self._since, self._unsaid = now, 0
-                self._seen.clear()
-            if (kind or text) not in self._seen and len(self._seen) < _MAX_THINGS:
-                self._seen.add(kind or text)
-                self._reporter.warn(text)
-            else:
-                self._unsaid += 1
 
 
 class Guard:

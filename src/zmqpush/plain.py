@@ -64,6 +64,9 @@ class PlainOutlet:
         """How many records were sent, wait and were dropped."""
         return f"{self._link.accepted} sent, {self.waiting} queued, {self._queue.dropped} dropped"
 
+    async def open(self, ending: Ending) -> None:
+        """Do nothing: it is ready."""
+
     def put(self, payload: Payload) -> None:
         """Take the next payload, and send it if nothing waits."""
         self._queue.put(payload)

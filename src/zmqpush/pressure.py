@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable
 
 from zmqpush.descriptors import Readiness
-from zmqpush.guard import Complaints
+from zmqpush.telemetry import Complaints
 
 # What the process and libzmq may take beside the budget, in bytes.
 _ALLOWANCE = 96 << 20

@@ -44,6 +44,8 @@ _EXPIRY_INTERVAL = 5.0
 _GOODBYE_TIMEOUT = 1.0
 # What nobody wants acknowledged is synced so often, in seconds.
 _PLAIN_INTERVAL = 0.05
+# What waits for a place that cannot be written now is tried again so often, in seconds.
+_WAITING_INTERVAL = 1.0
 _NO_LABELS: Mapping[str, str] = {}
 
 
@@ -57,7 +59,6 @@ class Puller:
 
     Raises:
         ValueError: If there is no such sink.
-        StateError: If the state cannot be used.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
 
@@ -73,13 +74,7 @@ class Puller:
         self._plain = PullLink(plain, self._guard, settings.memory) if plain else None
         self._acked = RouterLink(acked, self._guard, settings.memory) if acked else None
         self._decoder = RecordDecoder()
-        self._receiver = Receiver(
-            self._writer.floors,
-            settings.memory // _MEMORY_PER_BYTE,
-            self._writer.sink.durability,
-            lambda: secrets.randbits(64) or 1,
-            self._guard.admits_host,
-        )
+        self._receiver = self._make_receiver()  # which knows nobody until the state is open
         self._refused = Tally(reporter, "{} frames were refused: they break the protocol")
         self._skipped = Tally(reporter, "senders have dropped {} records, or cannot read them")
         self._arrivals: list[Arrival] = []
@@ -91,6 +86,15 @@ class Puller:
         self._until: float | None = None
         self._ending = Ending(settings.grace, self._stop)
 
+    def _make_receiver(self) -> Receiver:
+        return Receiver(
+            self._writer.floors,
+            self._settings.memory // _MEMORY_PER_BYTE,
+            self._writer.sink.durability,
+            lambda: secrets.randbits(64) or 1,
+            self._guard.admits_host,
+        )
+
     async def run(self) -> int:
         """
         Receive until told to stop.
@@ -98,10 +102,15 @@ class Puller:
         Returns:
             The exit code.
 
+        Raises:
+            StateError: If the state cannot be used.
+            SinkError: If the sink cannot be opened.
+
         """
         self._ending.handle_signals(at_once=True, hangup=self._hang_up)
         if not await self._open():
-            return 0
+            return self._tell_losses()
+        self._receiver = self._make_receiver()
         for link, what in ((self._plain, "plain"), (self._acked, "acknowledged")):
             if link and link.has_open_port:
                 both = f" for {what} delivery" if self._plain and self._acked else ""
@@ -117,17 +126,19 @@ class Puller:
         finally:
             beside.cancel()
             self._tell_statistics()
-        lost = 0
-        if self._until is not None or not done:
-            lost = self._writer.plain_unwritten + self._count_the_rest()
+        code = self._tell_losses(rest=self._until is not None or not done)
+        return code if done else EXIT_IO
+
+    def _tell_losses(self, *, rest: bool = True) -> int:
+        lost = self._writer.plain_unwritten + self._writer.sink.lost
+        if rest:
+            lost += self._count_the_rest()
         if lost:
             self._reporter.warn(f"{lost} lost: they could not be written")
-        if not done:
-            return EXIT_IO
         return EXIT_LOSS if lost else 0
 
     async def _open(self) -> bool:
-        """Open the sink; whether that was possible before a signal came."""
+        """Open the state and the sink; whether that was possible before a signal came."""
         self._opening = asyncio.create_task(self._writer.open())
         await asyncio.wait({self._opening})
         opening, self._opening = self._opening, None
@@ -192,10 +203,14 @@ class Puller:
         if sink.labelled:
             batches = _by_labels(payload)
         await self._writer.write(batches)
-        if sink.buffers and not self._commit_timer:
-            loop = asyncio.get_running_loop()
-            self._commit_timer = loop.call_later(_PLAIN_INTERVAL, self._commit_plain)
+        if sink.buffers or sink.waiting:
+            self._commit_later(_PLAIN_INTERVAL)
         await asyncio.sleep(0)  # signals get a turn, however fast the senders are
+
+    def _commit_later(self, delay: float) -> None:
+        if not self._commit_timer:
+            loop = asyncio.get_running_loop()
+            self._commit_timer = loop.call_later(delay, self._commit_plain)
 
     def _commit_plain(self) -> None:
         self._commit_timer = None
@@ -257,15 +272,20 @@ class Puller:
                 return
             arrivals, self._arrivals = self._arrivals, []
             forgotten = self._receiver.take_forgotten()
-            moved = self._receiver.take_accepted()
+            accepted = self._receiver.take_accepted()
             batches = [
                 Batch(block.payload, block.records, labels, stream_name(key), block.first)
-                for key, labels, block in arrivals
+                for key, labels, block, _ in arrivals
             ]
             await self._writer.write(batches)
             fault_point("written")
-            await self._writer.commit(moved, forgotten)
+            moved, deferred = await self._writer.commit(accepted, forgotten)
             self._receiver.committed(moved)
+            for key, deferral in deferred.items():
+                self._receiver.give_back(key, deferral.first, deferral.reason)
+                self._arrivals = [arrival for arrival in self._arrivals if arrival.key != key]
+            if self._writer.sink.waiting:
+                self._commit_later(_WAITING_INTERVAL)
             if self._acked:
                 self._reply()
                 fault_point("acknowledged")

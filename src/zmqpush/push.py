@@ -21,7 +21,14 @@ from zmqpush.core.envelope import Envelope, Format
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
-from zmqpush.errors import EXIT_LATER, EXIT_LOSS, EXIT_NO_RECEIVER, SourceError
+from zmqpush.errors import (
+    EXIT_IO,
+    EXIT_LATER,
+    EXIT_LOSS,
+    EXIT_NO_RECEIVER,
+    SourceError,
+    SpoolError,
+)
 from zmqpush.guard import Guard
 from zmqpush.omprog import Conversation, wants_answers
 from zmqpush.outlet import Outcome, Outlet
@@ -51,7 +58,6 @@ class Pusher:
 
     Raises:
         SourceError: If the input cannot be read.
-        SpoolError: If the spool cannot be used.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
         ValueError: If a field is part of the format already.
@@ -89,7 +95,14 @@ class Pusher:
             payload_bytes // self._envelope.overhead_bytes,
         )
         self._max_bytes = max(1, max_bytes)
-        self._source = Source(fd, self._max_bytes, in_turns=answers is not None)
+        guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
+        self._source = Source(
+            fd,
+            self._max_bytes,
+            delimiter=self._delimiter,
+            in_turns=answers is not None,
+            warn=guard.complaints.warn,
+        )
         self._conversation: Conversation | None = None
         if answers is not None:
             self._conversation = Conversation(
@@ -98,7 +111,6 @@ class Pusher:
         self._marks: MarkFilter | None = None
         if settings.marks and answers is None:
             self._marks = MarkFilter(settings.marks)
-        guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
         self._outlet: Outlet
         self._confirm: Callable[[], Awaitable[None]]
         if settings.ack:
@@ -111,6 +123,7 @@ class Pusher:
 
             self._outlet = PlainOutlet(settings, reporter, guard, self._envelope.separator)
         self._reading = True
+        self._was_read = True  # as far as it can be
         self._read = self._confirmed = 0
         self._ending = Ending(
             settings.grace,
@@ -128,36 +141,25 @@ class Pusher:
             The exit code.
 
         Raises:
-            SpoolError: If the spool fails.
+            SpoolError: If the spool cannot be used.
 
         """
         ending, outlet = self._ending, self._outlet
         ending.handle_signals(at_once=not self._source.can_wait, hangup=self._hang_up)
+        if not await ending.unless_given_up(outlet.open(ending)):
+            raise SpoolError("the spool was not ready in time: nothing was read")
         delivering = asyncio.create_task(outlet.run())
-        failure = 0
-        was_read = True  # or cannot be
+        failure, disk_failed = 0, False
         try:
-            if self._conversation:
-                reading = self._conversation.run(self._make_safe)
-            else:
-                reading = self._read_all()
-            was_read = await ending.unless_given_up(reading, beside=delivering)
-            if self._settings.omprog:
-                ending.begin_grace()  # rsyslog waits for our end, and not for long
-        except SourceError as exc:  # what was read before is still delivered or counted
+            failure = await self._ship(delivering)
+        except SpoolError as exc:  # what became of the records is to be known all the same
             self._reporter.warn(str(exc))
-            failure = exc.exit_code
-        if not self._conversation:  # what rsyslog has not ended is not answered, and comes again
-            self._take(self._splitter.finish())
-        self._reading = False
-        self._watch()
-        if not self._unconfirmed:
-            await ending.unless_given_up(outlet.drain(), beside=delivering)
+            disk_failed = True
         delivering.cancel()
         outcome = await outlet.close(ending)
         self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
         gave_up = ending.reason is Reason.TIMEOUT and bool(
-            not was_read or outcome.lost or outcome.spooled
+            not self._was_read or outcome.lost or outcome.spooled
         )
         unread = 0
         if (ending.signalled or gave_up) and not self._conversation:  # rsyslog has the rest
@@ -168,7 +170,33 @@ class Pusher:
             self._reporter.warn(f"gave up after {limit} without delivery{rest}")
         elif unread:
             self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
-        return self._settle(outcome, unread, gave_up) or failure
+        code = self._settle(outcome, unread, gave_up) or failure
+        return EXIT_IO if disk_failed or outcome.failed else code
+
+    async def _ship(self, delivering: "asyncio.Task[None]") -> int:
+        """Read and deliver until the end; return the exit code that the input is a reason for."""
+        ending, outlet = self._ending, self._outlet
+        failure = 0
+        try:
+            if self._conversation:
+                reading = self._conversation.run(self._make_safe)
+            else:
+                reading = self._read_all()
+            self._was_read = await ending.unless_given_up(reading, beside=delivering)
+            if self._settings.omprog:
+                ending.begin_grace()  # rsyslog waits for our end, and not for long
+        except SourceError as exc:  # what was read before is still delivered or counted
+            self._reporter.warn(str(exc))
+            failure = exc.exit_code
+        if not self._conversation:  # what rsyslog has not ended is not answered, and comes again
+            # What is left of a line that goes on is a line of its own for whoever reads it.
+            cut = bool(failure) or not self._source.has_ended
+            self._take(self._splitter.finish(cut=cut))
+        self._reading = False
+        self._watch()
+        if not self._unconfirmed:
+            await ending.unless_given_up(outlet.drain(), beside=delivering)
+        return failure
 
     @property
     def _unconfirmed(self) -> int:
@@ -181,23 +209,29 @@ class Pusher:
             self._reporter.warn(f"{unconfirmed} not confirmed: rsyslog has them")
         if self._envelope.invalid_bytes:
             self._reporter.warn(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
-        if any(outcome[1:]):
+        if any(outcome[1:4]):
             spooled = f", {outcome.spooled} left in the spool" if outcome.spooled else ""
             self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{spooled}")
         if gave_up and (outcome.lost or not (outcome.spooled or self._conversation)):
             return EXIT_NO_RECEIVER
-        if outcome.dropped or outcome.lost or unread:
+        if outcome.dropped or outcome.lost or unread or self._source.gaps:
             return EXIT_LOSS
         return EXIT_LATER if outcome.spooled or unconfirmed else 0
 
     async def _read_all(self) -> None:
         while chunk := await self._source.read():
-            self._take(self._splitter.feed(chunk))
+            self._feed(chunk)
+            if self._source.has_messages:
+                self._take(self._splitter.finish(cut=self._source.message_cut))
             await self._outlet.room()
 
+    def _feed(self, data: bytes) -> None:
+        # Not more at once than a read of a pipe returns: a message may be longer.
+        for start in range(0, len(data), self._max_bytes):
+            self._take(self._splitter.feed(data[start : start + self._max_bytes]))
+
     async def _make_safe(self, lines: bytes) -> None:
-        for start in range(0, len(lines), self._max_bytes):  # as much as is read at once
-            self._take(self._splitter.feed(lines[start : start + self._max_bytes]))
+        self._feed(lines)
         await self._confirm()
         self._confirmed = self._read
 

@@ -5,6 +5,7 @@ import os
 import re
 import select
 import sys
+import threading
 import time
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -15,6 +16,10 @@ _OUTAGE_INTERVAL = 10.0
 # Losses are reported at once, then at intervals that double from the one to the other, in
 # seconds, for as long as there are more.
 _MIN_TALLY_INTERVAL, _MAX_TALLY_INTERVAL = 10.0, 600.0
+# About the same thing one line is printed in so long, in seconds.
+_QUIET = 60.0
+# Of so many things at once; of more there is one line that counts.
+_MAX_THINGS = 20
 # How long the summary waits for room in standard output, in seconds.
 _SUMMARY_TIMEOUT = 1.0
 
@@ -67,6 +72,38 @@ class Reporter:
         line += f"Tagged with @pid:{os.getpid():d}"
         if not self._quiet and not write_line(1, line, _SUMMARY_TIMEOUT):
             self.warn("cannot write the summary to standard output")
+
+
+class Complaints:
+    """
+    Prints warnings, of each kind one a minute: a hostile peer can cause any number.
+
+    Args:
+        reporter: Who prints them.
+
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._lock = threading.Lock()  # the doorman complains in a thread of its own
+        self._since = -_QUIET
+        self._seen: set[str] = set()
+        self._unsaid = 0
+
+    def warn(self, text: str, kind: str = "") -> None:
+        """Print a warning, unless one of its kind (or the same) was printed in this minute."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._since >= _QUIET:
+                if self._unsaid:
+                    self._reporter.warn(f"{self._unsaid} more warnings about peers in a minute")
+                self._since, self._unsaid = now, 0
+                self._seen.clear()
+            if (kind or text) not in self._seen and len(self._seen) < _MAX_THINGS:
+                self._seen.add(kind or text)
+                self._reporter.warn(text)
+            else:
+                self._unsaid += 1
 
 
 class Outage:

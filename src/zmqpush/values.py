@@ -26,6 +26,13 @@ def read_spool_size(text: str) -> int:
     return size
 
 
+def read_memory(text: str) -> int:
+    """Return the memory that senders share in bytes."""
+    if (size := read_size(text)) < 1 << 20:
+        raise ValueError(f"{text!r} is too little for senders to share; they need 1MiB")
+    return size
+
+
 def read_seconds(text: str) -> float:
     """Return a time in seconds."""
     try:

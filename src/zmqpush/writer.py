@@ -7,6 +7,7 @@ made safe what they are about.
 
 import asyncio
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,10 +17,10 @@ from typing import TypeVar
 
 from zmqpush.core.held import HeldRecords
 from zmqpush.core.receiver import ANONYMOUS, Floor, Key, Progress
-from zmqpush.errors import SinkStalledError
+from zmqpush.errors import SinkError, SinkStalledError
 from zmqpush.faults import fault_point
 from zmqpush.settings import PullSettings
-from zmqpush.sinks import Batch, Context, Marks, Rejection, Synced, make_sink
+from zmqpush.sinks import Batch, Context, Deferral, Marks, Rejection, Synced, make_sink
 from zmqpush.sinks.output import Output
 from zmqpush.state import State
 from zmqpush.telemetry import Reporter
@@ -52,24 +53,30 @@ class Writer:
 
     Raises:
         ValueError: If there is no such sink.
-        StateError: If the state cannot be used.
 
     """
 
     def __init__(self, settings: PullSettings, reporter: Reporter) -> None:
         self._reporter = reporter
+        self._dead_letters = settings.dead_letters
+        self._buries = settings.dead_letters is not None
+        if settings.state and not self._dead_letters:
+            self._dead_letters = settings.state / "dead-letters.ndjson"
+        own = [self._dead_letters] if self._dead_letters else []
+        if settings.state:
+            own += [settings.state, settings.state / "state.db", settings.state / "lock"]
         context = Context(
             reporter=reporter,
             remember=lambda marks: self._remember(marks=marks),
             safe=bool(settings.state or settings.ack_endpoints),
             remembers=settings.state is not None,
+            buries=self._buries,
+            own=own,
             options=settings.options,
         )
         self.sink = make_sink(settings.to, context)
-        self._state = State(settings.state, reporter) if settings.state else None
-        self._dead_letters = settings.dead_letters
-        if settings.state and not self._dead_letters:
-            self._dead_letters = settings.state / "dead-letters.ndjson"
+        self._state_directory = settings.state
+        self._state: State | None = None
         self._background = ThreadPoolExecutor(1)  # changes the state, in order
         self._writing = asyncio.Lock()
         self._held = HeldRecords()
@@ -92,12 +99,13 @@ class Writer:
     @property
     def written(self) -> int:
         """How many records are in the sink."""
-        return self.given - self.sink.unwritten - self.rejected
+        sink = self.sink
+        return self.given - sink.unwritten - sink.waiting - sink.lost - self.rejected
 
     @property
     def plain_unwritten(self) -> int:
         """How many records that nobody else has are not in the sink."""
-        left, plain = self.sink.unwritten, self._plain_waiting
+        left, plain = self.sink.unwritten, self._plain_waiting + self.sink.waiting
         for records, is_plain in reversed(self._recent):
             plain += min(left, records) if is_plain else 0
             left -= min(left, records)
@@ -105,16 +113,21 @@ class Writer:
 
     async def open(self) -> None:
         """
-        Open the sink.
+        Open the state and the sink.
 
         Raises:
-            SinkError: If that is impossible.
+            StateError: If the state cannot be used.
+            SinkError: If the sink cannot be opened.
 
         """
+        if self._state_directory:
+            opening = partial(State, self._state_directory, self._reporter)
+            self._state = await self._in_background(opening)
         marks = self._state.marks() if self._state else {}
         found = await self._when_possible(partial(self.sink.open, marks))
-        if self.sink.durability == "engine" and self._dead_letters:
-            Output(str(self._dead_letters)).close()  # whether it can be written is known now
+        if self._dead_letters and (self.sink.durability == "engine" or self._buries):
+            # Whether it can be written is known now.
+            await self._when_possible(partial(self._write_dead_letters, b""))
         changed = self._take_held(marks)
         by_place: dict[str, HeldRecords] = {}
         for stream, first, records, place in found:
@@ -188,13 +201,18 @@ class Writer:
         self._held.forget(stream)
         self._no_longer_held += self._held_marks.pop(stream)
 
-    async def commit(self, moved: Sequence[Progress], forgotten: Sequence[Key]) -> None:
+    async def commit(
+        self, moved: Sequence[Progress], forgotten: Sequence[Key]
+    ) -> tuple[Sequence[Progress], Mapping[Key, Deferral]]:
         """
         Make safe what was written before, and remember it.
 
         Args:
             moved: How far streams have moved.
             forgotten: Streams that have ended.
+
+        Returns:
+            How far they have moved in the sink, and what it leaves to the senders.
 
         Raises:
             SinkError: If it cannot be made safe.
@@ -206,11 +224,18 @@ class Writer:
                 self._forget_held(stream)
         marks: dict[str, str | None] = dict.fromkeys(self._no_longer_held)
         self._no_longer_held.clear()
+        deferred: dict[Key, Deferral] = {}
+        if self.sink.waiting:
+            async with self._writing:
+                self._unsynced = True
+                await self._when_possible(partial(self.sink.write, ()))
         if self._unsynced or time.monotonic() > self._synced_at + _IDLE_SYNC:
             self._unsynced = False
             synced = await self._when_possible(self._sync)
             self._synced_at = time.monotonic()
             marks |= synced.marks
+            if synced.deferred:
+                moved, deferred = self._defer(moved, synced.deferred)
             if synced.rejected:
                 async with self._writing:  # nothing more is refused meanwhile
                     await self._bury(synced.rejected)
@@ -219,9 +244,25 @@ class Writer:
         if self._rotation_due and not self._writing.locked():
             self._rotation_due = False
             self.sink.rotate()
+        return moved, deferred
+
+    def _defer(
+        self, moved: Sequence[Progress], deferrals: Sequence[Deferral]
+    ) -> tuple[list[Progress], dict[Key, Deferral]]:
+        self.given -= sum(deferral.records for deferral in deferrals)
+        by_stream = {deferral.stream: deferral for deferral in deferrals}
+        kept, deferred = [], {}
+        for key, floor in moved:
+            if deferral := by_stream.get(stream_name(key)):
+                deferred[key] = deferral
+                floor = floor._replace(acked=deferral.first - 1)
+            kept.append(Progress(key, floor))
+        return kept, deferred
 
     async def _sync(self) -> Synced:
         async with self._writing:
+            if self.sink.unwritten:  # what an attempt before has undone
+                await self.sink.write(())
             syncing = asyncio.create_task(self.sink.sync())
             await asyncio.sleep(0)  # it has looked what was written
         return await syncing
@@ -237,15 +278,29 @@ class Writer:
             self._reporter.warn(f"{what}: waiting; --dead-letters FILE lets the others pass")
             await asyncio.Event().wait()
         self._reporter.warn(f"{what}: they are in {self._dead_letters}")
-        output = Output(str(self._dead_letters))
-        try:
-            lines = b"".join(_dead_letter(rejection, self.sink.name) for rejection in rejected)
-            await self._when_possible(partial(output.write, lines))
-            await asyncio.get_running_loop().run_in_executor(None, output.sync)
-        finally:
-            output.close()
+        lines = b"".join(_dead_letter(rejection, self.sink.name) for rejection in rejected)
+        await self._when_possible(partial(self._write_dead_letters, lines))
         self._plain_waiting -= plain
         fault_point("engine-buried")
+
+    async def _write_dead_letters(self, lines: bytes) -> None:
+        path = str(self._dead_letters)
+        try:
+            output = Output(path)
+        except SinkError as exc:
+            if not lines or isinstance(exc, SinkStalledError):
+                raise
+            raise SinkStalledError(f"{path} ({exc})") from exc  # somebody has to mend that
+        length = os.fstat(output.fd).st_size
+        try:
+            await output.write(lines)
+            await asyncio.get_running_loop().run_in_executor(None, output.sync)
+        except SinkStalledError:
+            if output.is_regular:
+                os.ftruncate(output.fd, length)
+            raise
+        finally:
+            output.close()
 
     def rotate(self) -> None:
         """Open files anew at the next commit."""
@@ -278,8 +333,8 @@ class Writer:
             )
             await self._in_background(commit)
 
-    async def _in_background(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._background, work)
+    async def _in_background(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._background, work)
 
     async def _when_possible(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Do something again and again until the sink does not stall."""

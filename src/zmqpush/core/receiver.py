@@ -6,13 +6,15 @@ arguments; blocks for the sink and answers come out.
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from zmqpush.core.frames import (
     MAX_CREDIT_BLOCKS,
     MAX_CREDIT_BYTES,
+    MAX_LABEL,
     MAX_SEQ,
     PING_INTERVAL,
     VERSION,
@@ -21,6 +23,7 @@ from zmqpush.core.frames import (
     Error,
     Goodbye,
     Hello,
+    Labels,
     Message,
     Ping,
     Reset,
@@ -28,6 +31,8 @@ from zmqpush.core.frames import (
     Welcome,
     decode,
     encode,
+    public_name,
+    wrong_version,
 )
 from zmqpush.errors import RemoteProtocolError
 
@@ -38,10 +43,12 @@ _EXPIRED_PINGS = 6
 _FIRST_CREDIT_BYTES = 256 << 10
 # A stream that has been quiet for so long is forgotten, in seconds.
 _QUIET_TIMEOUT = 30 * 86400.0
-_MAX_LABEL = 256
 # What ended sessions sent may still wait for the sink, beside what live ones may send: so
 # many budgets in all.
 _PENDING_FACTOR = 2
+# What the name of a stream of version 1 begins with in what is remembered. Nobody can greet
+# under it: the names of version 2 have no such beginning.
+FORMER = "v1/"
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -61,11 +68,12 @@ Key = tuple[str, str]
 
 
 class Arrival(NamedTuple):
-    """A block for the sink, whose it is, and the labels of its sender."""
+    """A block for the sink, whose it is, and the labels of its records."""
 
     key: Key
     labels: Mapping[str, str]
     block: Data
+    raw: bool
 
 
 class Progress(NamedTuple):
@@ -73,8 +81,6 @@ class Progress(NamedTuple):
 
     key: Key
     floor: Floor
-    blocks: int
-    size: int
 
 
 @dataclass(slots=True)
@@ -83,9 +89,9 @@ class _Stream:
     floor: int = 0
     run: str = ""
     end: int = 0  # accepted up to here
-    # How much was ever accepted and not yet committed.
-    blocks: int = 0
-    size: int = 0  # in bytes
+    # What was ever accepted and not yet committed: the end of each block, and its bytes.
+    pending: deque[tuple[int, int]] = field(default_factory=deque)
+    size: int = 0  # of all that, in bytes
     held: bool = False  # the sink got something of it, now or before
     over: bool = False  # its sender has ended it
     # Since when it has had no session and has not moved; None: look at the next tick.
@@ -97,10 +103,11 @@ class _Stream:
 
 class _HelloValues(NamedTuple):
     stream: str
+    was: str
     run: str
     first: int
     spooled: bool
-    labels: Mapping[str, str]
+    labels: Labels
 
 
 @dataclass(slots=True)
@@ -110,7 +117,7 @@ class _Session:
     stream: _Stream
     run: str
     spooled: bool
-    labels: Mapping[str, str]
+    labels: Labels
     heard: float
     granted: int = 0  # bytes, now
     max_granted: int = 0  # bytes, ever
@@ -226,22 +233,31 @@ class Receiver:
     def _on_hello(self, peer: bytes, message: Hello, principal: str) -> None:
         versions, hello = _read_hello(message.values)
         if versions and not versions[0] <= VERSION <= versions[1]:
-            self._reply(peer, Error(505, f"this receiver speaks version {VERSION}"), 0)
+            self._reply(peer, Error(505, wrong_version(versions[1])), 0)
         elif hello is None:
             self.counters.malformed += 1
         else:
             key = (principal, hello.stream)
             if (older := self._streams.get(key)) and older.session:
                 self._end(older.session)
-            stream = self._streams.setdefault(key, _Stream(key))
+            if key not in self._streams:
+                self._begin(key, (principal, FORMER + hello.was))
+            stream = self._streams[key]
             stream.over = False
             if stream.floor < stream.end:
                 stream.waiting = (peer, hello)
             else:
                 self._welcome(stream, peer, hello)
 
+    def _begin(self, key: Key, former: Key) -> None:
+        stream = self._streams[key] = _Stream(key)
+        if older := self._streams.pop(former, None):
+            # It is as if all that were accepted now: the sender waits until it is safe.
+            self._forgotten.append(former)
+            self._accept(stream, older.run, older.floor, 0)
+
     def _welcome(self, stream: _Stream, peer: bytes, hello: _HelloValues) -> None:
-        if not self._admits(stream.key[0], host := hello.labels["host"]):
+        if not self._admits(stream.key[0], host := hello.labels.host):
             self.refuse(peer, f"this key is not for the host {host!r}")
             self._drop_if_done(stream)
             return
@@ -264,6 +280,7 @@ class Receiver:
             "bytes": self._grant(session),
             "ping": PING_INTERVAL,
             "durability": self._durability,
+            **hello.labels._asdict(),
         }
         self._reply(peer, Welcome(values), session.token)
 
@@ -284,14 +301,15 @@ class Receiver:
             self._acknowledge(session)
         elif data.first != stream.end + 1:
             self._reset(session, 412, f"{data.first} comes after {stream.end}")
-        elif stream.blocks >= MAX_CREDIT_BLOCKS or stream.size >= session.max_granted:
+        elif len(stream.pending) >= MAX_CREDIT_BLOCKS or stream.size >= session.max_granted:
             self._reset(session, 429, "beyond the credit")
         elif self._pending >= _PENDING_FACTOR * self._memory:
             self._reset(session, 429, "the receiver's memory is full")
         else:
             self.counters.accepted += data.records
-            self._accept(session, data.end, len(data.payload))
-            return Arrival(stream.key, session.labels, data)
+            self._accept(stream, session.run, data.end, len(data.payload))
+            kind, host, raw = session.labels
+            return Arrival(stream.key, {"type": kind, "host": host}, data, raw)
         return None
 
     def _on_skip(self, session: _Session, skip: Skip) -> None:
@@ -300,18 +318,17 @@ class Receiver:
             self._acknowledge(session)
         elif skip.first > stream.end + 1:
             self._reset(session, 412, f"{skip.first} comes after {stream.end}")
-        elif stream.blocks >= MAX_CREDIT_BLOCKS:
+        elif len(stream.pending) >= MAX_CREDIT_BLOCKS:
             self._reset(session, 429, "beyond the credit")
         else:
             self.counters.skipped += skip.end - stream.end
-            self._accept(session, skip.end, 0)
+            self._accept(stream, session.run, skip.end, 0)
 
-    def _accept(self, session: _Session, end: int, size: int) -> None:
-        stream = session.stream
+    def _accept(self, stream: _Stream, run: str, end: int, size: int) -> None:
         stream.end = end
-        stream.run = session.run
+        stream.run = run
         stream.held = True
-        stream.blocks += 1
+        stream.pending.append((end, size))
         stream.size += size
         self._pending += size
         self._accepted[stream.key] = stream
@@ -368,7 +385,7 @@ class Receiver:
     def take_accepted(self) -> list[Progress]:
         """Return how far each stream was accepted, of those that have moved since the last call."""
         moved = [
-            Progress(stream.key, Floor(stream.end, stream.run), stream.blocks, stream.size)
+            Progress(stream.key, Floor(stream.end, stream.run))
             for stream in self._accepted.values()
         ]
         self._accepted.clear()
@@ -376,12 +393,11 @@ class Receiver:
 
     def committed(self, moved: Iterable[Progress]) -> None:
         """Note that the sink holds, and the receiver remembers, what was accepted last."""
-        for progress in moved:
-            stream = self._streams[progress.key]
-            stream.floor = progress.floor.acked
-            stream.blocks -= progress.blocks
-            stream.size -= progress.size
-            self._pending -= progress.size
+        for key, floor in moved:
+            stream = self._streams[key]
+            stream.floor = floor.acked
+            while stream.pending and stream.pending[0][0] <= stream.floor:
+                self._release(stream, stream.pending.popleft())
             if stream.session:
                 self._acknowledge(stream.session)
             if stream.waiting and stream.floor == stream.end:
@@ -390,6 +406,32 @@ class Receiver:
                 self._welcome(stream, peer, hello)
             stream.quiet_since = self._now
             self._drop_if_done(stream)
+
+    def _release(self, stream: _Stream, block: tuple[int, int]) -> None:
+        _, size = block
+        stream.size -= size
+        self._pending -= size
+
+    def give_back(self, key: Key, first: int, text: str) -> None:
+        """
+        Leave to its sender what was accepted of a stream, and tell it why.
+
+        Args:
+            key: Of the stream.
+            first: The first record of the first block that it keeps.
+            text: Why the sink does not take it.
+
+        """
+        stream = self._streams[key]
+        while stream.pending and stream.pending[-1][0] >= first:
+            self._release(stream, stream.pending.pop())
+        stream.end = first - 1
+        if stream.session:
+            self._refuse(stream.session.peer, 503, text)
+        if stream.waiting:
+            peer, _ = stream.waiting
+            stream.waiting = None
+            self._refuse(peer, 503, text)
 
     def take_forgotten(self) -> list[Key]:
         """
@@ -430,15 +472,18 @@ class Receiver:
 
     def refuse(self, peer: bytes, text: str) -> None:
         """End the session of a peer that may send nothing, if it has one, and tell it why."""
+        self._refuse(peer, 403, text)
+
+    def _refuse(self, peer: bytes, code: int, text: str) -> None:
         session = self._peers.get(peer)
         self.counters.resets += 1
         self.forget(peer)
-        self._reply(peer, Error(403, text), session.token if session else 0)
+        self._reply(peer, Error(code, text), session.token if session else 0)
 
     def review(self) -> None:
         """End the sessions whose principals may not name their hosts any more."""
         for session in list(self._sessions.values()):
-            host = session.labels["host"]
+            host = session.labels.host
             if not self._admits(session.stream.key[0], host):
                 self.refuse(session.peer, f"this key is not for the host {host!r}")
 
@@ -457,12 +502,15 @@ def _read_hello(values: Mapping[str, Any]) -> tuple[list[int], _HelloValues | No
         return [], None
     if not all(type(version) is int for version in versions):
         return [], None
-    stream, run, first = (values.get(key) for key in ("stream", "run", "first"))
-    labels = {key: values.get(key, "") for key in ("type", "host")}
-    named = all(isinstance(name, str) and _HEX_ID.fullmatch(name) for name in (stream, run))
+    secret, run, first = (values.get(key) for key in ("secret", "run", "first"))
+    was, spooled = values.get("was", ""), values.get("spooled", True)
+    labels = Labels(values.get("type", ""), values.get("host", ""), values.get("raw", False))
+    names = secret, run, secret if was == "" else was
+    named = all(isinstance(name, str) and _HEX_ID.fullmatch(name) for name in names)
     numbered = type(first) is int and 0 < first <= MAX_SEQ
-    labelled = all(isinstance(x, str) and len(x) <= _MAX_LABEL for x in labels.values())
-    spooled = values.get("spooled", True)
-    if not (named and numbered and labelled and isinstance(spooled, bool)):
+    labelled = all(isinstance(x, str) and len(x) <= MAX_LABEL for x in labels[:2])
+    flagged = all(isinstance(flag, bool) for flag in (spooled, labels.raw))
+    if not (named and numbered and labelled and flagged):
         return versions, None
-    return versions, _HelloValues(str(stream), str(run), int(first or 0), spooled, labels)
+    stream = public_name(str(secret))
+    return versions, _HelloValues(stream, was, str(run), int(first or 0), spooled, labels)

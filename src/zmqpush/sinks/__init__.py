@@ -14,6 +14,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from zmqpush.telemetry import Reporter
@@ -56,11 +57,30 @@ class Rejection(NamedTuple):
     seq: int = 0
 
 
+class Deferral(NamedTuple):
+    """
+    What cannot be taken as things are, and is left to its sender: it brings it again later.
+
+    Attributes:
+        stream: Whose batches they are.
+        first: The sequence number of the first; all that followed it are deferred, too.
+        records: How many they are.
+        reason: Why, in words that a sender may read.
+
+    """
+
+    stream: str
+    first: int
+    records: int
+    reason: str
+
+
 class Synced(NamedTuple):
     """What has become of the batches that were written: they are safe, but for some."""
 
     marks: Marks
     rejected: Sequence[Rejection] = ()
+    deferred: Sequence[Deferral] = ()
 
 
 class Held(NamedTuple):
@@ -82,6 +102,8 @@ class Context:
         remember: Makes marks durable at once, before anything else is written.
         safe: Whether somebody relies on what is synced: otherwise only order counts.
         remembers: Whether marks outlive this process at all.
+        buries: Whether ``--dead-letters`` asks to reject what could also be deferred.
+        own: Files of ``zmqpull`` itself, and directories of such.
         options: What ``-X`` says.
 
     """
@@ -90,6 +112,8 @@ class Context:
     remember: Callable[[Marks], Awaitable[None]]
     safe: bool = True
     remembers: bool = True
+    buries: bool = False
+    own: Sequence[Path] = ()
     options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -112,6 +136,9 @@ class Sink(Protocol):
             :meth:`write`, also those that nobody wants acknowledged.
         unwritten: How many records of those given to :meth:`write` are not in the sink; they
             are the last ones.
+        waiting: How many records that no sender keeps are held back, since what they are for
+            cannot be written now. A :meth:`write` of nothing tries again.
+        lost: How many of these found no room to wait.
 
     """
 
@@ -120,6 +147,8 @@ class Sink(Protocol):
     labelled: bool = False
     buffers: bool = True
     unwritten: int = 0
+    waiting: int = 0
+    lost: int = 0
 
     async def open(self, marks: Marks) -> Sequence[Held]:
         """

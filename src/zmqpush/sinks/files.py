@@ -12,16 +12,19 @@ import os
 import re
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
-from zmqpush.errors import SinkError
+from zmqpush.disk import has_no_room
+from zmqpush.errors import SinkError, SinkSetupError, SinkStalledError
 from zmqpush.faults import fault_point
-from zmqpush.sinks import Batch, Context, Held, Marks, Sink, Synced
+from zmqpush.sinks import Batch, Context, Deferral, Held, Marks, Rejection, Sink, Synced
 from zmqpush.sinks.output import Output
 from zmqpush.sinks.template import Template
+from zmqpush.telemetry import Complaints
 
 _WHAT = "file names", "/var/log/all/{host}/{type}-%Y%m%d.ndjson"
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f/\ud800-\udfff]|^\.")
@@ -30,6 +33,10 @@ _MAX_NAME_BYTES = 255
 # Files that are not written to are closed: after so many seconds, and beyond so many.
 _IDLE_INTERVAL = 60.0
 _MAX_OPEN = 256
+# A file that cannot be opened is tried again after so long, in seconds. Records that no
+# sender keeps wait for it, as far as they fit into so many bytes.
+_RETRY_INTERVAL = 1.0
+_WAITING_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
@@ -38,6 +45,8 @@ class _File:
     is_new: bool = True
     is_dirty: bool = False
     used_at: float = 0.0
+    safe_bytes: int = 0  # its length when it was last synced
+    plain: int = 0  # records since then that no sender keeps
 
     @property
     def mark(self) -> str:
@@ -73,6 +82,16 @@ class FileSink(Sink):
         self._closed: set[str] = set()
         self._marks: dict[str, str | None] = {}  # of the last sync
         self._output: Output | None = None  # that is being written
+        self._unsynced: list[tuple[str, Batch]] = []  # that senders keep
+        self._again: list[tuple[str, Batch]] = []  # what a failed sync has undone
+        # By path, why it cannot be opened, until it is time to try again.
+        self._unusable: dict[str, str] = {}
+        self._retry_at = 0.0
+        self._waiting: deque[tuple[str, Batch]] = deque()
+        self._waiting_bytes = 0
+        self._deferred: dict[str, Deferral] = {}  # by stream
+        self._rejected: list[Rejection] = []
+        self._complaints = Complaints(context.reporter)
         self._fixed_path = to if to == "-" else os.path.abspath(to)
         self.name = "standard output" if to == "-" else to
         self.durability = "sink" if to == "-" else "disk"
@@ -84,7 +103,12 @@ class FileSink(Sink):
         """How many records of the last write are not written, or not to their end."""
         begun = self._output.unwritten if self._output else 0
         waiting = islice(self._todo, 1 if begun else 0, None)
-        return begun + sum(batch.records for _, batch in waiting)
+        return begun + sum(batch.records for _, batch in [*self._again, *waiting])
+
+    @property
+    def waiting(self) -> int:  # type: ignore[override]  # it is computed
+        """How many records that no sender keeps wait for files that cannot be opened."""
+        return sum(batch.records for _, batch in self._waiting)
 
     def _path(self, batch: Batch) -> str:
         if not self._template.varies:
@@ -97,9 +121,14 @@ class FileSink(Sink):
         Cut every file back to what is remembered; open the one whose name is known.
 
         Raises:
+            SinkSetupError: If senders would name files among those of ``zmqpull`` itself.
+            SinkStalledError: If there is no room for the one whose name is known.
             SinkError: If a file cannot be cut or opened.
 
         """
+        directory = os.path.dirname(self._fixed_path)
+        if self.labelled and not set("{%") & set(directory) and self._is_own(self._fixed_path):
+            raise SinkSetupError(f"{directory} is for files of zmqpull itself: not for --to")
         ours = {path: mark for path, mark in marks.items() if path.startswith("/") and mark}
         for path, mark in ours.items():
             inode, length = map(int, mark.split())
@@ -109,7 +138,11 @@ class FileSink(Sink):
         if ours:
             await self._context.remember(dict.fromkeys(ours))
         fault_point("files-forgotten")
-        if not self._template.varies:
+        if self._template.varies:
+            # What no label can change shall fail now, and not with each record.
+            constant = re.split("[{%]", self._fixed_path, maxsplit=1)[0]
+            _make_directory(os.path.dirname(constant))
+        else:
             self._open(self._fixed_path)
         return ()
 
@@ -133,11 +166,16 @@ class FileSink(Sink):
         while len(self._files) >= _MAX_OPEN:
             self._evict()
         if self._template.varies:
-            try:
-                os.makedirs(os.path.dirname(path) or ".", mode=0o750, exist_ok=True)
-            except OSError as exc:
-                raise SinkError(f"cannot make the directory of {path}: {exc.strerror}") from exc
-        file = self._files[path] = _File(Output(path))
+            _make_directory(os.path.dirname(path))
+        if self._is_own(path):
+            raise SinkError(f"cannot use {path}: it is for files of zmqpull itself")
+        output = Output(path)
+        if self._template.varies and not output.is_regular:
+            output.close()
+            raise SinkError(f"cannot use {path}: it is no regular file")
+        file = self._files[path] = _File(output)
+        if output.is_regular:
+            file.safe_bytes = os.fstat(output.fd).st_size
         if path in self._evicted or path in self._settled:
             # What is remembered stays until all that is in the file is acknowledged.
             self._evicted.pop(path, None)
@@ -148,6 +186,15 @@ class FileSink(Sink):
             self._marks.pop(path, None)  # it is not to be forgotten any more
             self._opened[path] = file.mark
         fault_point("file-opened")
+
+    def _is_own(self, path: str) -> bool:
+        """Whether a file is one of ours, or could be: labels may be anything."""
+        return any(
+            path == os.path.abspath(own)
+            or _is_same(own, path)
+            or (self.labelled and _is_same(own, os.path.dirname(path)))
+            for own in self._context.own
+        )
 
     def _evict(self) -> None:
         path, file = self._files.popitem(last=False)
@@ -160,28 +207,54 @@ class FileSink(Sink):
 
     async def write(self, batches: Sequence[Batch]) -> None:
         """
-        Write records.
+        Write records, but for those whose files cannot be opened now.
 
         Raises:
             SinkClosedError: If the reader of the output has gone.
             SinkStalledError: If the disk is full.
-            SinkError: If a file cannot be opened or written.
+            SinkError: If a file cannot be written.
 
         """
         if not self._todo:
             self._todo.extend((self._path(batch), batch) for batch in batches)
+        if self._unusable and time.monotonic() >= self._retry_at:
+            self._unusable.clear()
+            self._todo.extendleft(reversed(self._waiting))
+            self._waiting.clear()
+            self._waiting_bytes = 0
+        self._todo.extendleft(reversed(self._again))
+        self._again.clear()
         while self._todo:
             await self._open_next()
             for path, batch in [*islice(self._todo, _MAX_OPEN)]:
-                self._output = self._files[path].output
-                self._files[path].is_dirty = self._context.safe and self._output.is_regular
-                await self._output.write(batch.payload)
+                if path in self._unusable or batch.stream in self._deferred:
+                    self._set_aside(path, batch)
+                else:
+                    await self._write(path, batch)
                 self._todo.popleft()
+
+    async def _write(self, path: str, batch: Batch) -> None:
+        file = self._files[path]
+        self._output = file.output
+        file.is_dirty = self._context.safe and file.output.is_regular
+        await file.output.write(batch.payload)
+        if file.is_dirty and batch.stream:
+            self._unsynced.append((path, batch))
+        elif file.is_dirty:
+            file.plain += batch.records
 
     async def _open_next(self) -> None:
         for path, _ in islice(self._todo, _MAX_OPEN):
+            if path in self._unusable:
+                continue
             if path not in self._files:
-                self._open(path)
+                try:
+                    self._open(path)
+                except SinkStalledError:
+                    raise
+                except SinkError as exc:
+                    self._note_unusable(path, exc)
+                    continue
             self._files.move_to_end(path)
             self._files[path].used_at = time.monotonic()
         if self._opened:
@@ -189,26 +262,60 @@ class FileSink(Sink):
             opened, self._opened = self._opened, {}
             await self._context.remember(opened)
 
+    def _note_unusable(self, path: str, error: SinkError) -> None:
+        if not self._unusable:
+            self._retry_at = time.monotonic() + _RETRY_INTERVAL
+        self._unusable[path] = str(error)
+        what = "its records wait; --dead-letters FILE would take them"
+        if self._context.buries:
+            what = "its records are dead letters"
+        self._complaints.warn(f"{error}: {what}", kind=path)
+
+    def _set_aside(self, path: str, batch: Batch) -> None:
+        """Reject what cannot be written now, leave it to its sender, or let it wait."""
+        reason = self._unusable.get(path, "")
+        if self._context.buries:
+            records = bytes(batch.payload).split(b"\n")[:-1]
+            self._rejected += [
+                Rejection(record, reason, batch.stream, batch.first + at if batch.stream else 0)
+                for at, record in enumerate(records)
+            ]
+        elif batch.stream:
+            first = Deferral(
+                batch.stream, batch.first, 0, "the file for these records cannot be opened"
+            )
+            deferral = self._deferred.get(batch.stream, first)
+            self._deferred[batch.stream] = deferral._replace(
+                records=deferral.records + batch.records
+            )
+        elif self._waiting_bytes + len(batch.payload) > _WAITING_BYTES:
+            self.lost += batch.records
+            self._complaints.warn(f"{reason}: records for it are lost", kind=f"lost {path}")
+        else:
+            self._waiting.append((path, batch))
+            self._waiting_bytes += len(batch.payload)
+
     async def sync(self) -> Synced:
         """
         Put on the disk what was written before this call.
 
         Raises:
-            SinkError: If that fails.
+            SinkStalledError: If there is no room for it; it is to be written again.
+            SinkError: If that fails for another reason.
 
         """
         self._close_idle()
-        marks = self._marks = dict.fromkeys(self._closed | self._settled) | self._evicted
-        self._settled = {*self._evicted}
-        self._closed.clear()
-        self._evicted.clear()
+        closed, evicted, settled = self._closed, self._evicted, self._settled
+        marks = self._marks = dict.fromkeys(closed | settled) | evicted
+        self._closed, self._evicted, self._settled = set(), {}, {*evicted}
+        written, self._unsynced = self._unsynced, []
+        dirty = {path: file for path, file in self._files.items() if file.is_dirty}
+        plain = {path: file.plain for path, file in dirty.items()}
         work = []
-        for path, file in self._files.items():
-            if file.is_dirty:
-                marks[path] = file.mark
-                fd = os.dup(file.output.fd)
-                work.append(partial(_sync, path, fd, is_new=file.is_new))
-                file.is_new = file.is_dirty = False
+        for path, file in dirty.items():
+            marks[path] = file.mark
+            work.append(partial(_sync, path, os.dup(file.output.fd), is_new=file.is_new))
+            file.is_new = file.is_dirty = False
 
         def sync_all() -> None:
             for sync in work:
@@ -216,8 +323,29 @@ class FileSink(Sink):
             fault_point("files-synced")
 
         if work:
-            await asyncio.get_running_loop().run_in_executor(None, sync_all)
-        return Synced(marks)
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, sync_all)
+            except SinkStalledError:
+                self._cut_unsynced(dirty)
+                self._again = written
+                self._closed |= closed - self._files.keys()
+                self._settled |= settled
+                self._evicted = evicted | self._evicted
+                raise
+        for path, file in dirty.items():
+            file.safe_bytes = int((marks[path] or "").split()[1])
+            file.plain -= plain[path]
+        rejected, self._rejected = self._rejected, []
+        deferred, self._deferred = [*self._deferred.values()], {}
+        return Synced(marks, rejected, deferred)
+
+    def _cut_unsynced(self, dirty: Mapping[str, _File]) -> None:
+        # There was no room for what was not synced, and the kernel may have forgotten it.
+        for file in dirty.values():
+            os.ftruncate(file.output.fd, file.safe_bytes)
+            self.lost += file.plain
+            file.plain = 0
+            file.is_new = file.is_dirty = True
 
     def _close_idle(self) -> None:
         too_old = time.monotonic() - _IDLE_INTERVAL
@@ -274,9 +402,27 @@ def _sync(path: str, fd: int, *, is_new: bool) -> None:
             finally:
                 os.close(directory)
     except OSError as exc:
+        if has_no_room(exc):
+            raise SinkStalledError(f"{path}: {exc.strerror}") from exc
         raise SinkError(f"cannot write to {path}: {exc.strerror}") from exc
     finally:
         os.close(fd)
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.makedirs(path, mode=0o750, exist_ok=True)
+    except OSError as exc:
+        if has_no_room(exc):
+            raise SinkStalledError(f"{path}: {exc.strerror}") from exc
+        raise SinkError(f"cannot make the directory {path}: {exc.strerror}") from exc
+
+
+def _is_same(path: Path, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
 
 
 def _find(path: str, inode: int) -> str | None:

@@ -47,6 +47,12 @@ _MAX_BYTES = 8 << 20
 _ANSWER_TIMEOUT = 10.0
 _STALL_TIMEOUT = 1.0
 _FIRST_DELAY, _MAX_DELAY = 0.1, 2.0
+# Streams can be changed so that they keep nothing, and go on confirming: they are looked at again
+# after so many seconds.
+_LOOK_INTERVAL = 10.0
+# A server that hung may store what came before an interruption after the end of the stream was
+# read: then only the name keeps it from being there twice. In seconds.
+_MIN_WINDOW = 10.0
 _TAIL_BATCH = 500
 # What JetStream's errors mean.
 _TOO_LARGE = 10054
@@ -122,7 +128,7 @@ class NatsSink(Sink):
         self._base: dict[str, int] = {}
         self._next_base: tuple[int, dict[str, int]] = (0, {})
         self._made: dict[str, str] = {}  # when each stream was
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()  # streams, and what was warned of
         self._held: list[Held] = []
         self._client: NatsClient | None = None
         self._tokens = count()
@@ -320,16 +326,20 @@ class NatsSink(Sink):
     async def _work(self) -> None:
         self._refusal = ""
         client = await self._connected()
-        ends = await self._look(client)
+        streams = await self._look(client)
         if not self._is_open or any(message.sent_at for message in self._pending):
-            for stream, end in ends.items():
-                await self._read_tail(client, stream, end)
+            for stream, info in streams.items():
+                await self._read_tail(client, stream, info)
         self._line_up()
         self._reason = "no answer"
         if not self._is_open:
             self._is_open = True
             self._move()
+        looked_at = time.monotonic()
         while not client.is_closed:
+            if time.monotonic() > looked_at + _LOOK_INTERVAL:
+                await self._look(client)
+                looked_at = time.monotonic()
             self._wake.clear()
             await self._send(client)
             with contextlib.suppress(TimeoutError):
@@ -470,8 +480,8 @@ class NatsSink(Sink):
             raise _InterruptedError(_explain(found["error"])[1])
         return found
 
-    async def _look(self, client: NatsClient) -> dict[str, int]:
-        """Find the streams, and what they take; return where each ends."""
+    async def _look(self, client: NatsClient) -> dict[str, dict[str, Any]]:
+        """Find the streams, and what they take; return what the server says of each."""
         tokens = self._template.text.split(".")
         self._pattern = ".".join("*" if {*token} & {*"{%"} else token for token in tokens)
         streams: list[str] = []
@@ -482,14 +492,16 @@ class NatsSink(Sink):
             streams += found.get("streams") or ()
             if not found.get("streams") or len(streams) >= found.get("total", 0):
                 break
-        ends: dict[str, int] = {}
-        self._limit = client.max_payload - _HEADER_BYTES
-        if self._limit <= 0:
-            self._give_up(f"the server takes no messages of more than {client.max_payload} bytes")
+        infos: dict[str, dict[str, Any]] = {}
+        limit = client.max_payload
+        if limit <= _HEADER_BYTES:
+            self._give_up(f"the server takes no messages of more than {limit} bytes")
         for stream in streams:
-            info = await self._request(client, f"STREAM.INFO.{stream}")
+            info = infos[stream] = await self._request(client, f"STREAM.INFO.{stream}")
             self._check(stream, info["config"])
-            end, made = ends[stream], _ = info["state"]["last_seq"], info["created"]
+            if info["config"]["max_msg_size"] > 0:
+                limit = min(limit, info["config"]["max_msg_size"])
+            end, made = info["state"]["last_seq"], info["created"]
             if stream not in self._seqs:
                 await self._context.remember({f"nats:{stream}": f"{end} {made}"})
                 self._seqs[stream] = self._base[stream] = end
@@ -497,10 +509,11 @@ class NatsSink(Sink):
                 self._seqs[stream] = self._base[stream] = 0
             self._made[stream] = made
             self._base.setdefault(stream, self._seqs[stream])
-        if not ends:
+        if not infos:
             command = f"nats stream add logs --subjects '{self._pattern}'"
             self._give_up(f"no stream takes {self._pattern}; make one: {command}")
-        return ends
+        self._limit = limit - _HEADER_BYTES
+        return infos
 
     def _give_up(self, why: str) -> None:
         """Say what must be set up first; when it was once, wait for it."""
@@ -509,32 +522,40 @@ class NatsSink(Sink):
         raise SinkSetupError(f"{self.name}: {why}")
 
     def _check(self, stream: str, config: Mapping[str, Any]) -> None:
+        retention = config.get("retention", "limits")
         for what, is_so in {
             "is sealed": config.get("sealed"),
             "does not acknowledge": config.get("no_ack"),
-            "is a work queue, whose end cannot be read": config.get("retention") == "workqueue",
+            "holds counters, not records": config.get("allow_msg_counter"),
+            f"confirms messages and does not keep them (retention: {retention}); make one with "
+            "--retention limits": retention != "limits",
             "takes no messages of this size": -1 < config["max_msg_size"] <= _HEADER_BYTES,
         }.items():
             if is_so:
                 self._give_up(f"the stream {stream} {what}")
-        if config["max_msg_size"] > 0:
-            self._limit = min(self._limit, config["max_msg_size"] - _HEADER_BYTES)
-        if config["storage"] == "memory" and stream not in self._told:
-            self._told.add(stream)
-            self._context.reporter.warn(
-                f"{self.name}: the stream {stream} is in memory: what it holds ends with its server"
-            )
+        window = config.get("duplicate_window", 0) / 1e9
+        for what, is_so in {
+            "is in memory: what it holds ends with its server": config["storage"] == "memory",
+            "acknowledges records before they are on its disk (persist_mode: async): what it had "
+            "not written is lost when its server dies": config.get("persist_mode") == "async",
+            f"knows the names of messages for {window:g} s (duplicate_window): after a hang of its "
+            f"server some may be there twice; set {_MIN_WINDOW:g} s or more": window < _MIN_WINDOW,
+        }.items():
+            if is_so and (stream, what) not in self._told:
+                self._told.add((stream, what))
+                self._context.reporter.warn(f"{self.name}: the stream {stream} {what}")
 
-    async def _read_tail(self, client: NatsClient, stream: str, end: int) -> None:
+    async def _read_tail(self, client: NatsClient, stream: str, info: Mapping[str, Any]) -> None:
         """Take note of what the stream holds after what is known of it."""
-        begin = self._base[stream] + 1
+        begin, end = self._base[stream] + 1, info["state"]["last_seq"]
         self._seqs[stream] = end
         if begin > end:
             return
         ours = {message.id: message for message in self._pending if message.sent_at}
         held: dict[str, Held] = {}
         consumer = f"zmqpull-{secrets.token_hex(8)}"
-        await self._make_consumer(client, stream, consumer, begin)
+        limits = info["config"].get("consumer_limits", {})
+        await self._make_consumer(client, stream, consumer, begin, limits)
         answers: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox, cb=answers.put)
@@ -581,8 +602,9 @@ class NatsSink(Sink):
             held[stream] = Held(stream, first, records, place)
 
     async def _make_consumer(
-        self, client: NatsClient, stream: str, consumer: str, begin: int
+        self, client: NatsClient, stream: str, consumer: str, begin: int, limits: Mapping[str, int]
     ) -> None:
+        idle = int(3 * _ANSWER_TIMEOUT * 1e9)
         config: dict[str, object] = {
             "name": consumer,
             "deliver_policy": "by_start_sequence",
@@ -592,7 +614,7 @@ class NatsSink(Sink):
             "headers_only": True,
             "mem_storage": True,
             "num_replicas": 1,
-            "inactive_threshold": int(3 * _ANSWER_TIMEOUT * 1e9),
+            "inactive_threshold": min(idle, limits.get("inactive_threshold") or idle),
         }
         await self._request(
             client, f"CONSUMER.CREATE.{stream}.{consumer}", stream_name=stream, config=config

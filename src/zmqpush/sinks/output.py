@@ -1,18 +1,19 @@
 """One file that records are written to, or standard output."""
 
+import asyncio
 import errno
 import os
 import socket
 import stat
 from collections.abc import Callable
 
-from zmqpush.descriptors import Readiness, open_again
+from zmqpush.descriptors import Readiness, open_again, pipe_writer
 from zmqpush.disk import has_no_room
 from zmqpush.errors import SinkClosedError, SinkError, SinkStalledError
 from zmqpush.faults import fault_point
 
-# A pipe that is ready has room for so many bytes.
-_PIPE_BUF = 4096
+# So much is written at once to a terminal that may make us wait.
+_PIECE_BYTES = 4096
 
 
 class Output:
@@ -23,7 +24,8 @@ class Output:
         to: ``-`` for standard output, or the path of a file to append to.
 
     Raises:
-        SinkError: If the file cannot be opened.
+        SinkStalledError: If there is no room for the file.
+        SinkError: If it cannot be opened for another reason.
 
     """
 
@@ -32,7 +34,7 @@ class Output:
         self._name = "standard output" if to == "-" else to
         self._fd = 1
         self._write: Callable[[memoryview], int]
-        self._wait_first = self._watched = False
+        self._can_block = self._watched = False
         self._rest = memoryview(b"")
         if to == "-":
             self._use_standard_output()
@@ -59,10 +61,10 @@ class Output:
         if own is not None:
             self._fd = own
             self._write = lambda data: os.write(own, data)
-        elif self._watched or os.isatty(1):
-            self._wait_first = True
-            self._write = lambda data: os.write(1, data[:_PIPE_BUF])
+        elif self._watched:
+            self._write = pipe_writer(1)
         else:
+            self._can_block = os.isatty(1)
             self._write = lambda data: os.write(1, data)
 
     @property
@@ -90,12 +92,15 @@ class Output:
         Put what is written on the disk.
 
         Raises:
-            SinkError: If that fails.
+            SinkStalledError: If there is no room for it; it may be lost.
+            SinkError: If that fails for another reason.
 
         """
         try:
             os.fsync(self._fd)
         except OSError as exc:
+            if has_no_room(exc):
+                raise SinkStalledError(f"{self._name}: {exc.strerror}") from exc
             raise SinkError(f"cannot write to {self._name}: {exc.strerror}") from exc
 
     def close(self) -> None:
@@ -107,6 +112,8 @@ class Output:
         try:
             fd = os.open(self._to, flags, 0o640)
         except OSError as exc:
+            if has_no_room(exc):
+                raise SinkStalledError(f"{self._name}: {exc.strerror}") from exc
             raise SinkError(f"cannot open {self._name}: {exc.strerror}") from exc
         if self._fd != 1:
             os.close(self._fd)
@@ -128,9 +135,11 @@ class Output:
         self._rest = self._rest or memoryview(data)
         while self._rest:
             try:
-                if self._wait_first:
-                    await self._room.wait()
-                self._rest = self._rest[self._write(self._rest) :]
+                if self._can_block:
+                    written = await self._write_aside()
+                else:
+                    written = self._write(self._rest)
+                self._rest = self._rest[written:]
                 fault_point("output-written")
             except BlockingIOError:
                 await self._room.wait()
@@ -140,6 +149,12 @@ class Output:
                 if has_no_room(exc):
                     raise SinkStalledError(f"{self._name}: {exc.strerror}") from exc
                 raise SinkError(f"cannot write to {self._name}: {exc.strerror}") from exc
+
+    async def _write_aside(self) -> int:
+        """Write a piece in a thread: another writer may take first the room there was."""
+        await self._room.wait()
+        piece = self._rest[:_PIECE_BYTES]
+        return await asyncio.get_running_loop().run_in_executor(None, self._write, piece)
 
     async def closed(self) -> None:
         """
