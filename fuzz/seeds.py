@@ -271,9 +271,10 @@ def dialogue() -> dict[str, bytes]:
     return {
         "messages": b"\xffone\ntwo\n\nthree",
         "transactions": b"\xff" + begin + b"one\n" + commit + begin + b"one\ntwo\n" + commit,
-        "much": b"\x05" + begin + commit + begin + b"one\ntwo\nthree\n" + commit,
-        "marks-in-a-row": b"\x01" + 2 * begin + 3 * commit + 2 * begin,
+        "much": b"\x85" + begin + commit + begin + b"one\ntwo\nthree\n" + commit,
+        "marks-in-a-row": b"\x81" + 2 * begin + 3 * commit + 2 * begin,
         "no-marks": b"\x03one\n" + begin + b"two\n" + commit,
+        "marks-for-messages": b"\xff" + begin + b"one\n" + commit + b"two\n" + begin + commit,
     }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from choices import Choices, frame, seal
-from zmqpush.core.dialogue import DEFER_COMMIT, OK, REFUSED, Dialogue, MarkFilter
+from zmqpush.core.dialogue import DEFER_COMMIT, OK, REFUSED, Dialogue, MarkFilter, Marks
 from zmqpush.core.envelope import Envelope, Format, Payload
 from zmqpush.core.frames import (
     MAX_CREDIT_BLOCKS,
@@ -587,44 +587,43 @@ def lines(data: bytes) -> None:
 
 # rsyslog's dialogue.
 
-BEGIN, COMMIT = b"BEGIN TRANSACTION", b"COMMIT TRANSACTION"
+BEGIN, COMMIT = MARKS = Marks()
 
 
 def dialogue(data: bytes) -> None:
-    """Take messages, a line each, from rsyslog; the first byte says how much may be held."""
-    max_bytes, messages = int.from_bytes(data[:1]), data[1:].split(b"\n")
-    it = Dialogue(max_bytes)
-    has_marks = messages[0] == BEGIN
-    in_transaction, refused = False, not has_marks
-    given: list[bytes] = []
-    safe: list[bytes] = []
-    for message in messages:
-        turn = it.take(message)
-        safe += turn.messages
-        if has_marks and message == COMMIT:
-            in_transaction = False
-            assert turn.answer == (OK if refused else REFUSED)
-            given, refused = given if refused else [], True
-        elif has_marks and message == BEGIN and not in_transaction:
-            in_transaction = True
-            assert turn.answer == OK
-        else:
-            given.append(message)
-            assert turn.answer == (DEFER_COMMIT if in_transaction else OK)
-        if not refused:
-            assert safe == []
-            continue
-        assert safe == given[: len(safe)]
-        held = sum(len(message) + 1 for message in given[len(safe) :])
-        assert held < max(1, max_bytes)
-        assert turn.answer != OK or not held
+    """
+    Take messages, a line each, from rsyslog.
 
-    marks = {BEGIN, COMMIT} if has_marks else set()
-    filter, size = MarkFilter(), max_bytes % 4 + 1
+    The first byte says how much may be held, and whether transactions are declared.
+    """
+    first, lines = int.from_bytes(data[:1]), data[1:].replace(b"\0", b"").replace(b"\r", b"")
+    max_bytes, messages = first & 0x7F, lines.split(b"\n")
+    marks = MARKS if first & 0x80 else None
+    it = Dialogue(marks, b"\0", max_bytes)
+    if marks:
+        assert [it.take(mark).answer for mark in MARKS] == [OK, REFUSED]
+    safe: list[bytes] = []
+    for at, message in enumerate(messages, 1):
+        turn = it.take(message)
+        safe += turn.lines.split(b"\0")[:-1]
+        if not marks:
+            assert (turn.answer, safe) == (OK, messages[:at])
+            continue
+        ordinary = [text for text in messages[:at] if text not in MARKS]
+        done = [text for text in safe if text not in MARKS]
+        assert done == ordinary[: len(done)]
+        held = sum(len(text) + 1 for text in ordinary[len(done) :])
+        assert held < max(1, max_bytes)
+        assert turn.answer in (OK, DEFER_COMMIT)
+        assert turn.answer == DEFER_COMMIT or not held
+
+    filter, size = MarkFilter(MARKS), first % 4 + 1
+    left: list[bytes] = []
     for at in range(0, len(messages), size):
-        block = messages[at : at + size]
-        left = [message for message in block if message not in marks]
-        assert filter.strip(b"\n".join(block)) == (b"\n".join(left) if left else None)
+        for block in filter.strip(Block(b"\n".join(messages[at : at + size]))):
+            left += block.data.split(b"\n")
+    if marks:  # what is not committed is held in a dialogue, and passes here
+        assert left[: len(safe)] == safe
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -33,6 +33,7 @@ OPTIONS = {
         ("--format", "--field", "--framing", "--null", "--delimiter", "--max-line"),
         ("--queue-max", "--when-full", "--timeout", "--ack", "--spread", "--spool"),
         ("--spool-max", "--spool-slots", "--spool-status", "--sync", "--omprog", "--confirm"),
+        ("--transactions", "--begin-mark", "--commit-mark"),
     ),
     ZMQPULL: COMMON.union(
         ("--to", "--option", "--nats-unit", "--dead-letters"),
@@ -115,7 +116,7 @@ def test_the_module_is_the_command(pull):
 @ALL_COMMANDS
 def test_the_shell_can_complete(command):
     name = os.path.basename(command)
-    begun, completed = ("re", b"revoke") if command == ZMQKEYS else ("--b", b"--bind")
+    begun, completed = ("re", b"revoke") if command == ZMQKEYS else ("--bi", b"--bind")
     name_in_shell = name.replace("-", "_")
     variable = f"_{name_in_shell.upper()}_COMPLETE"
     script = run(command, **{variable: "bash_source"})

@@ -90,7 +90,7 @@ def port_of(endpoint):
 
 
 class Lines:
-    """What a program has said on standard error, so far."""
+    """What a program has said on standard error, so far, but that there is no receiver."""
 
     def __init__(self, child):
         self._child, self.all = child, []
@@ -99,7 +99,8 @@ class Lines:
 
     def _read(self):
         with contextlib.suppress(ValueError):
-            self.all.extend(iter(self._child.stderr.readline, b""))
+            lines = iter(self._child.stderr.readline, b"")
+            self.all.extend(line for line in lines if b": no receiver " not in line)
 
     def that(self, text):
         return [line for line in list(self.all) if text.encode() in line]

@@ -30,7 +30,7 @@ from zmqpush.outlet import Outcome
 from zmqpush.settings import Confirm, PushSettings, Sync
 from zmqpush.slots import take_slot
 from zmqpush.spool import Spool, SyncJob
-from zmqpush.telemetry import Outage, Reporter
+from zmqpush.telemetry import Outage, Reporter, Tally
 from zmqpush.unacked_queue import UnackedQueue
 
 # With ``--sync interval``, how often the spool is synced at most, in seconds.
@@ -80,6 +80,7 @@ class AckedOutlet:
         self._not_before: dict[str, float] = {}  # endpoints that have refused us
         self._outage, self._fullness = Outage(reporter, guard.why), Outage(reporter)
         self._name = "spool" if settings.spool else "queue"
+        self._drops = Tally(reporter, f"the {self._name} is full: {{}} records dropped")
         self._moved = asyncio.Event()  # something was acknowledged
         self._unsynced = asyncio.Event()
         self._pressing = asyncio.Event()  # much is unsynced
@@ -141,6 +142,11 @@ class AckedOutlet:
         return self._store.acked
 
     @property
+    def waiting(self) -> int:
+        """How many records are not acknowledged."""
+        return self._store.records
+
+    @property
     def statistics(self) -> str:
         """How many records were acknowledged, wait and were dropped."""
         store = self._store
@@ -155,6 +161,7 @@ class AckedOutlet:
 
         """
         self._store.put(payload)
+        self._drops.note(self._store.dropped)
         if self._spool and self._spool.unsynced_bytes:
             self._unsynced.set()
             if self._spool.unsynced_bytes >= _SYNC_BYTES:

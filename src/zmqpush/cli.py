@@ -22,6 +22,7 @@ from click.core import ParameterSource
 
 from zmqpush import __version__, config, values
 from zmqpush.background import run_with_background
+from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
 from zmqpush.errors import ConfigError, SettingsError
@@ -109,6 +110,7 @@ class _Word(click.Argument):
 _SIZE = _Checked("size", values.read_size)
 _BIND = _Checked("endpoint", lambda text: check_endpoint(text, bind=True))
 _CONNECT = _Checked("endpoint", check_endpoint)
+_MARK = _Checked("text", os.fsencode)
 _SECONDS = _Checked("seconds", values.read_seconds)
 
 
@@ -332,8 +334,24 @@ configuration or keys.""",
 @click.option(
     "--omprog",
     is_flag=True,
-    help='Answer rsyslog\'s omprog (confirmMessages="on", useTransactions) when a message is safe; '
-    "implies --ack.",
+    help='Answer rsyslog\'s omprog (confirmMessages="on") when a message is safe; implies --ack.',
+)
+@click.option(
+    "--transactions",
+    is_flag=True,
+    help='With --omprog: rsyslog hands over transactions (useTransactions="on").',
+)
+@click.option(
+    "--begin-mark",
+    type=_MARK,
+    metavar="TEXT",
+    help=f"rsyslog's beginTransactionMark.  [default: {Marks().begin.decode()}]",
+)
+@click.option(
+    "--commit-mark",
+    type=_MARK,
+    metavar="TEXT",
+    help=f"rsyslog's commitTransactionMark.  [default: {Marks().commit.decode()}]",
 )
 @click.option(
     "--confirm",
@@ -345,7 +363,8 @@ configuration or keys.""",
     "--timeout",
     type=_SECONDS,
     metavar="SECONDS",
-    help="Give up at the end of the input after so long without delivery.  [default: wait]",
+    help="Give up after so long without delivery while something waits for it; with --spool, "
+    "where it is safe, at the end of the input only.  [default: wait]",
 )
 @_secured
 @_common
@@ -529,6 +548,9 @@ def _push_settings(said: _Said) -> PushSettings:
     for option in ("sync", "spool_max", "spool_slots"):
         said.needs(option, "spool", f"--{option.replace('_', '-')} is about a --spool")
     said.needs("confirm", "omprog", "--confirm says when --omprog answers")
+    said.needs("transactions", "omprog", "--transactions are rsyslog's: they need --omprog")
+    for option in ("begin_mark", "commit_mark"):
+        said.needs(option, "transactions", "--begin-mark and --commit-mark need --transactions")
     said.needs("spread", "ack", "--spread orders the receivers of --ack")
     said.needs("spread", "several", "--spread orders several receivers: give another --connect")
     said.yields("insecure", "key", "--key and --insecure exclude each other")
@@ -554,6 +576,9 @@ def _push_settings(said: _Said) -> PushSettings:
     bind, connect, null = said.take("bind", "connect", "null")
     if not bind and not connect:
         connect = (DEFAULT_ACK_ENDPOINT if ack else DEFAULT_ENDPOINT,)
+    begin, commit, transactions = said.take("begin_mark", "commit_mark", "transactions")
+    marks = Marks()
+    marks = Marks(begin or marks.begin, commit or marks.commit)
     (fields,) = said.take("field")
     if len(dict(fields)) < len(fields):
         raise SettingsError("a --field is given twice")
@@ -561,6 +586,7 @@ def _push_settings(said: _Said) -> PushSettings:
     return PushSettings(
         endpoints=Endpoints(bind=bind, connect=connect),
         fields=dict(fields),
+        marks=marks if transactions else None,
         security=_security(said),
         **said.settings(
             ack=ack,

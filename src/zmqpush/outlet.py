@@ -31,6 +31,10 @@ class Outlet(Protocol):
         """What changes as long as records are delivered."""
 
     @property
+    def waiting(self) -> int:
+        """How many records wait to be delivered."""
+
+    @property
     def statistics(self) -> str:
         """How many records were delivered, wait and were dropped."""
 

@@ -32,7 +32,7 @@ from zmqpush.guard import Guard
 from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
 from zmqpush.sinks import Batch
-from zmqpush.telemetry import Reporter
+from zmqpush.telemetry import Reporter, Tally
 from zmqpush.writer import Writer, stream_name
 
 # What a byte that is not yet acknowledged costs: the allocator and the connections want
@@ -75,6 +75,8 @@ class Puller:
         self._acked = RouterLink(acked, self._guard, settings.memory) if acked else None
         self._decoder = RecordDecoder()
         self._receiver = self._make_receiver()  # which knows nobody until the state is open
+        self._refused = Tally(reporter, "{} frames were refused: they break the protocol")
+        self._skipped = Tally(reporter, "senders have dropped {} records, or cannot read them")
         self._arrivals: list[Arrival] = []
         self._work = asyncio.Event()  # there is something to write, sync or reopen
         self._committing = asyncio.Lock()
@@ -237,6 +239,8 @@ class Puller:
                 self._reply()
             else:
                 await self._acked.readable()
+            self._refused.note(self._receiver.counters.malformed + self._acked.malformed)
+            self._skipped.note(self._receiver.counters.skipped)
             await asyncio.sleep(0)  # also when all that comes is refused
             if now >= expire_at:
                 expire_at = now + _EXPIRY_INTERVAL

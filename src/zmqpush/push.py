@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
-from zmqpush.core.dialogue import MarkFilter
+from zmqpush.core.dialogue import MarkFilter, Marks
 from zmqpush.core.envelope import Envelope, Format
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
@@ -106,8 +106,12 @@ class Pusher:
         )
         self._conversation: Conversation | None = None
         if answers is not None:
-            self._conversation = Conversation(self._source, answers, self._max_bytes)
-        self._marks = MarkFilter() if settings.omprog and answers is None else None
+            self._conversation = Conversation(
+                self._source, answers, settings.marks, self._delimiter
+            )
+        self._marks: MarkFilter | None = None
+        if settings.marks and answers is None:
+            self._marks = MarkFilter(settings.marks)
         self._outlet: Outlet
         self._confirm: Callable[[], Awaitable[None]]
         if settings.ack:
@@ -119,6 +123,8 @@ class Pusher:
             from zmqpush.plain import PlainOutlet
 
             self._outlet = PlainOutlet(settings, reporter, guard, self._envelope.separator)
+        self._reading = True
+        self._was_read = True  # as far as it can be
         self._read = self._confirmed = 0
         self._ending = Ending(
             settings.grace,
@@ -166,12 +172,19 @@ class Pusher:
         delivering.cancel()
         outcome = await outlet.close(ending)
         self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
+        gave_up = ending.reason is Reason.TIMEOUT and bool(
+            not self._was_read or outcome.lost or outcome.spooled
+        )
         unread = 0
-        if ending.signalled and not self._conversation:  # rsyslog has what is not answered
+        if (ending.signalled or gave_up) and not self._conversation:  # rsyslog has the rest
             unread = self._source.unread_bytes
-        if unread:
+        if gave_up:
+            rest = f": {unread} bytes of the input were not read" if unread else ""
+            limit = f"{self._settings.timeout:g} s"
+            self._reporter.warn(f"gave up after {limit} without delivery{rest}")
+        elif unread:
             self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
-        code = self._settle(outcome, unread) or failure
+        code = self._settle(outcome, unread, gave_up) or failure
         return EXIT_IO if disk_failed or outcome.failed else code
 
     async def _ship(self, delivering: "asyncio.Task[None]") -> int:
@@ -183,16 +196,18 @@ class Pusher:
                 reading = self._conversation.run(self._make_safe)
             else:
                 reading = self._read_all()
-            await ending.unless_given_up(reading, beside=delivering)
+            self._was_read = await ending.unless_given_up(reading, beside=delivering)
             if self._settings.omprog:
                 ending.begin_grace()  # rsyslog waits for our end, and not for long
         except SourceError as exc:  # what was read before is still delivered or counted
             self._reporter.warn(str(exc))
             failure = exc.exit_code
-        # What is left of a line that goes on is a line of its own for whoever reads it.
-        cut = bool(failure) or not self._source.has_ended
-        self._take(self._splitter.finish(cut=cut))
-        ending.limit_stall(self._settings.timeout, lambda: outlet.progress)
+        if not self._conversation:  # what rsyslog has not ended is not answered, and comes again
+            # What is left of a line that goes on is a line of its own for whoever reads it.
+            cut = bool(failure) or not self._source.has_ended
+            self._take(self._splitter.finish(cut=cut))
+        self._reading = False
+        self._watch()
         if not self._unconfirmed:
             await ending.unless_given_up(outlet.drain(), beside=delivering)
         return failure
@@ -202,16 +217,16 @@ class Pusher:
         """How many records rsyslog hands over again, since they were not confirmed."""
         return self._read - self._confirmed if self._conversation else 0
 
-    def _settle(self, outcome: Outcome, unread: int) -> int:
+    def _settle(self, outcome: Outcome, unread: int, gave_up: bool) -> int:
         if unconfirmed := min(self._unconfirmed, outcome.lost):
             outcome = outcome._replace(lost=outcome.lost - unconfirmed)
-            self._reporter.notice(f"{unconfirmed} not confirmed: rsyslog has them")
+            self._reporter.warn(f"{unconfirmed} not confirmed: rsyslog has them")
         if self._envelope.invalid_bytes:
-            self._reporter.notice(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
+            self._reporter.warn(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
         if any(outcome[1:4]):
             spooled = f", {outcome.spooled} left in the spool" if outcome.spooled else ""
             self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{spooled}")
-        if outcome.lost and self._ending.reason is Reason.TIMEOUT:
+        if gave_up and (outcome.lost or not (outcome.spooled or self._conversation)):
             return EXIT_NO_RECEIVER
         if outcome.dropped or outcome.lost or unread or self._source.gaps:
             return EXIT_LOSS
@@ -229,21 +244,49 @@ class Pusher:
         for start in range(0, len(data), self._max_bytes):
             self._take(self._splitter.feed(data[start : start + self._max_bytes]))
 
-    async def _make_safe(self, messages: list[bytes]) -> None:
-        self._feed(self._delimiter.join((*messages, b"")))
+    async def _make_safe(self, lines: bytes) -> None:
+        self._feed(lines)
         await self._confirm()
         self._confirmed = self._read
 
     def _take(self, blocks: list[Block]) -> None:
         now = time.time()
+        if self._marks:
+            blocks = [stripped for block in blocks for stripped in self._marks.strip(block)]
         for block in blocks:
-            if self._marks:
-                if (lines := self._marks.strip(block.data)) is None:
-                    continue
-                block = block._replace(data=lines)
+            if self._settings.omprog and not self._read:
+                self._look_for_marks(block.data)
             payload = self._envelope.format(block, now)
             self._read += payload.records
             self._outlet.put(payload)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Have the end of patience watched for while something waits."""
+        if self._settings.timeout is not None:
+            self._ending.limit_stall(self._settings.timeout, self._progress)
+
+    def _progress(self) -> object:
+        """Return what changes as long as records are delivered; None while none need be."""
+        if self._reading and (self._settings.spool or not self._outlet.waiting):
+            return None
+        return self._outlet.progress
+
+    def _look_for_marks(self, first: bytes) -> None:
+        """Warn if what comes first shows that rsyslog was set up otherwise than we were."""
+        marks = self._marks or (self._conversation and self._conversation.dialogue)
+        if not self._settings.marks:
+            if first.split(b"\n", 1)[0] == Marks().begin:
+                self._reporter.warn(
+                    'the first message looks like a mark: if rsyslog has useTransactions="on", '
+                    "give --transactions; as it is, marks become records"
+                )
+        elif marks and not marks.spoken:
+            self._reporter.warn(
+                "rsyslog does not begin with the mark of a transaction: without "
+                'useTransactions="on" leave out --transactions; other marks are for --begin-mark '
+                "and --commit-mark"
+            )
 
     def _hang_up(self) -> None:
         self._guard.reload()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
 from zmqpush.errors import SettingsError
@@ -187,6 +188,7 @@ class PushSettings:
     spool_slots: int = 1
     sync: Sync = Sync.INTERVAL
     omprog: bool = False
+    marks: Marks | None = None
     confirm: Confirm = Confirm.REMOTE
     security: Security = Security()
     grace: float = 4.0
@@ -201,6 +203,8 @@ class PushSettings:
             self._check_ack()
         if self.omprog:
             self._check_omprog()
+        elif self.marks:
+            raise SettingsError("--transactions are rsyslog's: they need --omprog")
         if self.format is Format.RAW and self.framing is Framing.ARRAY:
             raise SettingsError(
                 "--framing array makes JSON of records and cannot hold --format raw"
@@ -227,6 +231,8 @@ class PushSettings:
             raise SettingsError(f"--confirm {self.confirm} needs a --spool to hold the messages")
         if self.confirm is Confirm.FSYNC and self.sync is Sync.OFF:
             raise SettingsError("--confirm fsync and --sync off exclude each other")
+        if self.marks and (len({*self.marks}) < 2 or any(not m or b"\n" in m for m in self.marks)):
+            raise SettingsError("--begin-mark and --commit-mark are two different lines of text")
 
 
 class NatsUnit(StrEnum):
