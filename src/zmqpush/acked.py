@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import zmq
 
 from zmqpush.acked_links import DealerLink
-from zmqpush.core.envelope import Payload
+from zmqpush.core.envelope import Format, Payload
 from zmqpush.core.sender import Redial, Sender
 from zmqpush.endings import Ending
 from zmqpush.faults import fault_point
@@ -74,7 +74,11 @@ class AckedOutlet:
                 reporter=reporter,
             )
         self._store = self._spool or UnackedQueue(settings.queue_max, settings.when_full)
-        labels = {"type": settings.logtype[:256], "host": socket.gethostname()[:256]}
+        labels: dict[str, str | bool] = {
+            "type": settings.logtype[:256],
+            "host": socket.gethostname()[:256],
+            "raw": settings.format is Format.RAW,
+        }
         self._endpoints = list(settings.endpoints.connect)
         patience = _PATIENCE if len(self._endpoints) == 1 else _PATIENCE_OF_SEVERAL
         run = os.urandom(16).hex()

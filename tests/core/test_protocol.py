@@ -603,6 +603,7 @@ def test_a_hello_without_a_common_version_is_an_error():
         {"type": "x" * 257},
         {"host": 1},
         {"spooled": 1},
+        {"raw": 1},
     ],
 )
 def test_a_malformed_hello_is_counted_and_leaves_nothing_behind(wrong):
@@ -618,7 +619,15 @@ def test_the_labels_of_a_sender_come_with_its_blocks():
     _, session = it.greet(type="t" * 256, host="h")
 
     arrival = it.say(block(1), session)
-    assert arrival[1:] == ({"type": "t" * 256, "host": "h"}, block(1))
+    assert arrival[1:] == ({"type": "t" * 256, "host": "h"}, block(1), False)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_sender_says_whether_its_lines_are_raw(raw):
+    it = Receiving()
+    _, session = it.greet(raw=raw)
+
+    assert it.say(block(1), session).raw == raw
 
 
 def test_blocks_are_accepted_in_order_and_acknowledged_when_the_sink_holds_them():

@@ -198,7 +198,7 @@ class Node:
     def begin_commit(self):
         forgotten = self.receiver.take_forgotten()
         records = []
-        for (_, stream), labels, block in self.arrivals:
+        for (_, stream), labels, block, _ in self.arrivals:
             numbers = numbers_of(block)
             for first, missing in self.tail.missing(stream, block.first, block.records):
                 records += [

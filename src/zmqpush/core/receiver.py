@@ -62,11 +62,12 @@ Key = tuple[str, str]
 
 
 class Arrival(NamedTuple):
-    """A block for the sink, whose it is, and the labels of its sender."""
+    """A block for the sink, whose it is, the labels of its sender, and whether lines are raw."""
 
     key: Key
     labels: Mapping[str, str]
     block: Data
+    raw: bool
 
 
 class Progress(NamedTuple):
@@ -100,6 +101,7 @@ class _HelloValues(NamedTuple):
     first: int
     spooled: bool
     labels: Mapping[str, str]
+    raw: bool
 
 
 @dataclass(slots=True)
@@ -110,6 +112,7 @@ class _Session:
     run: str
     spooled: bool
     labels: Mapping[str, str]
+    raw: bool
     heard: float
     granted: int = 0  # bytes, now
     max_granted: int = 0  # bytes, ever
@@ -249,7 +252,14 @@ class Receiver:
             stream.floor = stream.end = hello.first - 1
             stream.run = hello.run
         session = _Session(
-            self._tokens(), peer, stream, hello.run, hello.spooled, hello.labels, self._now
+            self._tokens(),
+            peer,
+            stream,
+            hello.run,
+            hello.spooled,
+            hello.labels,
+            hello.raw,
+            self._now,
         )
         self.forget(peer)
         self._sessions[session.token] = self._peers[peer] = stream.session = session
@@ -290,7 +300,7 @@ class Receiver:
         else:
             self.counters.accepted += data.records
             self._accept(session, data.end, len(data.payload))
-            return Arrival(stream.key, session.labels, data)
+            return Arrival(stream.key, session.labels, data, session.raw)
         return None
 
     def _on_skip(self, session: _Session, skip: Skip) -> None:
@@ -489,7 +499,8 @@ def _read_hello(values: Mapping[str, Any]) -> tuple[list[int], _HelloValues | No
     named = all(isinstance(name, str) and _HEX_ID.fullmatch(name) for name in (stream, run))
     numbered = type(first) is int and 0 < first <= MAX_SEQ
     labelled = all(isinstance(x, str) and len(x) <= _MAX_LABEL for x in labels.values())
-    spooled = values.get("spooled", True)
-    if not (named and numbered and labelled and isinstance(spooled, bool)):
+    spooled, raw = values.get("spooled", True), values.get("raw", False)
+    flagged = isinstance(spooled, bool) and isinstance(raw, bool)
+    if not (named and numbered and labelled and flagged):
         return versions, None
-    return versions, _HelloValues(str(stream), str(run), int(first or 0), spooled, labels)
+    return versions, _HelloValues(str(stream), str(run), int(first or 0), spooled, labels, raw)

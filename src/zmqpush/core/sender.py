@@ -100,7 +100,7 @@ class Sender:
     Args:
         store: Where the blocks are.
         run: What names this process: 32 hexadecimal digits.
-        labels: ``type`` and ``host`` of the records.
+        labels: ``type`` and ``host`` of the records, and whether they are ``raw``.
         patience: How long the first socket may go without an answer, in seconds; each
             further one may twice as long as the one before.
         random: Returns a number from 0 to 1.
@@ -111,7 +111,7 @@ class Sender:
         self,
         store: Store,
         run: str,
-        labels: Mapping[str, str],
+        labels: Mapping[str, str | bool],
         patience: float = 8.0,
         random: Callable[[], float] = lambda: 0.5,
     ) -> None:
