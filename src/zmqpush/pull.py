@@ -273,9 +273,7 @@ class Puller:
                     await self._writer.write(batches)
                     batches = []
                     payload = await self._wrap(payload)
-                batches.append(
-                    Batch(payload, block.records, labels, stream_name(key), block.first)
-                )
+                batches.append(Batch(payload, block.records, labels, stream_name(key), block.first))
             await self._writer.write(batches)
             fault_point("written")
             moved, deferred = await self._writer.commit(accepted, forgotten)
@@ -335,6 +333,9 @@ def _by_labels(payload: Payload) -> list[Batch]:
     by_labels: dict[tuple[str, str], list[bytes]] = {}
     for record in payload.data.split(b"\n")[:-1]:
         by_labels.setdefault(labels_of(record), []).append(record)
+    if len(by_labels) == 1:
+        ((kind, host),) = by_labels
+        return [Batch(*payload, {"type": kind, "host": host})]
     return [
         Batch(b"\n".join([*records, b""]), len(records), {"type": kind, "host": host})
         for (kind, host), records in by_labels.items()

@@ -12,8 +12,8 @@ from zmqpush.core.records import RecordDecoder, labels_of
 
 A, B = b'{"a":"\xc3\xa9\\n"}', b'{"b":[1,{}]}'
 PIECES = (
-    b'{ } [ ] , : " \\ \n \r \t \xff \xc3\xa9 \xe2\x82 \xed\xa0\x80 \0 1 -0 01 1. 1e999 NaN -Infinity '
-    b'null tru "a" "a": {"a":1} {} [1] \\ud800 \\udc00 \\uD83D\\uDE00 \\\\ud800 \\x \\u00 '
+    b'{ } [ ] , : " \\ \n \r \t \xff \xc3\xa9 \xe2\x82 \xed\xa0\x80 \0 1 -0 01 1. 1e999 NaN '
+    b'-Infinity null tru "a" "a": {"a":1} {} [1] \\ud800 \\udc00 \\uD83D\\uDE00 \\\\ud800 \\x '
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 JSON = st.recursive(
@@ -39,7 +39,7 @@ FRAMES = st.lists(
     max_size=8,
 )
 DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-LIMITS = ("_GROUP_BYTES", "_GROUP_LINES", "_PAYLOAD_RECORDS", "_PART_BYTES", "_PART_STEPS")
+LIMITS = ("_GROUP_BYTES", "_GROUP_LINES", "_PAYLOAD_RECORDS", "_PART_BYTES")
 
 
 def joined(payloads) -> Payload:
@@ -72,7 +72,7 @@ def test_records_are_what_pythons_own_json_finds(frames):
 
 
 @given(FRAMES, st.sampled_from([1, 7, 40]))
-@example([b'[{"a":[{"b":"]},"}]} , "x]", {},\n[[],[1]]]', b'{}\n{}\n[{},{}]\n'], 1)
+@example([b'[{"a":[{"b":"]},"}]} , "x]", {},\n[[],[1]]]', b"{}\n{}\n[{},{}]\n"], 1)
 @example([b'{"a":"%s"}' % ("\xe9".encode() * 9), b'{"a":"\xc3\xff\xe2\x82"}', b"\xc3\xff\xe2"], 1)
 @example([b"{}\n\n", b"\n", b"\n\n", b""], 1)
 def test_it_does_not_matter_into_which_parts_frames_are_cut(frames, limit):
@@ -185,7 +185,11 @@ def test_a_record_with_bytes_that_are_not_utf8_keeps_its_fields(frames, count):
     assert (lines[0], lines[-1]) == (A, B)
     assert lines[-2] == b'{"a":"x\\\\xff\\\\xfe","b":1}'
     assert json.loads(lines[-2]) == {"a": r"x\xff\xfe", "b": 1}
-    assert (payload.records, decoder.invalid_bytes, decoder.foreign) == (count, count - 1, count - 3)
+    assert (payload.records, decoder.invalid_bytes, decoder.foreign) == (
+        count,
+        count - 1,
+        count - 3,
+    )
 
 
 def test_a_field_whose_name_is_not_utf8_keeps_it():
@@ -199,12 +203,13 @@ def test_a_field_whose_name_is_not_utf8_keeps_it():
         (b'{"type":1e999,"host":"b"}', ("", "b")),
         (b'{"type":{"type":"x"},"host":null}', ("", "")),
         (b'{"t\\u0079pe":"\\ud55c\xc3\xa9"}', ("\ud55c\xe9", "")),
-        (b'{"x":"\\ud800","type":"\\ud83d\\ude00\\\\ud800\\udc00","host":"b"}', ("\U0001f600\\ud800\ufffd", "b")),
+        (b'{"x":"\\ud800","type":"\\ud83d\\ude00","host":"b"}', ("\U0001f600", "b")),
+        (b'{"type":"\\\\ud800\\udc00"}', ("\\ud800\0", "")),
         (b'{"x":"\\ud800","type":[],"host":"b"}', ("", "b")),
         (b"{}", ("", "")),
         (DEEP, ("", "")),
     ],
-)  # fmt: skip
+)
 def test_the_labels_of_a_record(record, labels):
     assert labels_of(record) == labels
 

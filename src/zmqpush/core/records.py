@@ -32,9 +32,8 @@ _GROUP_BYTES = 1 << 20
 _GROUP_LINES = 1 << 16
 # A payload ends after so many records, most of which may have taken a microsecond or two.
 _PAYLOAD_RECORDS = 1 << 14
-# A part of what is larger, in bytes and in steps in Python.
+# A part of what is larger, in bytes.
 _PART_BYTES = 1 << 16
-_PART_STEPS = 1 << 14
 # Stands for no record, but for a turn of others.
 _PAUSE = b""
 
@@ -67,10 +66,13 @@ _REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _SPACE = b" \t\n\r"
 _without_newline = methodcaller("removesuffix", b"\n")
 
-# What tells where the elements of a valid array end. A string, and an object or an array
-# without others in it, are one token each.
+# What there is in a valid array up to the end of an element, within it or within a nested one;
+# group 1 is what ends it, unless it has too many parts to go on at once. A part is a string, or
+# an object or an array without others in it, or text between them.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_TOKENS = re.compile(rb'[\[{](?:[^][{}"]++|%b)*+[]}]|%b|[][{},]' % (_STRING, _STRING), re.DOTALL)
+_FLAT = rb'[\[{](?:[^][{}"]++|%b)*+[]}]' % _STRING
+_WITHIN = re.compile(rb'(?:[^][{}",]++|%b|%b){,4096}+([][{},])?' % (_STRING, _FLAT), re.DOTALL)
+_NESTED = re.compile(rb'(?:[^][{}"]++|%b|%b){,4096}+([][{}])?' % (_STRING, _FLAT), re.DOTALL)
 # What begins as an escaped half of a surrogate pair does.
 _PERHAPS_HALF = re.compile(rb"\\u[dD]")
 # Such a half; a whole pair, or an escaped backslash, is group 1.
@@ -196,12 +198,16 @@ class RecordDecoder:
 
 
 def labels_of(record: bytes) -> tuple[str, str]:
-    """Return the type and the host that a record names, each empty if it is no text."""
+    """
+    Return the type and the host that a record names, each empty if it is no text.
+
+    What is half a surrogate pair in them becomes the character 0.
+    """
     try:
         labels = _labels(record)
     except _REFUSED:
         try:
-            labels = _labels(_SURROGATE.sub(lambda match: match[1] or rb"\ufffd", record))
+            labels = _labels(_SURROGATE.sub(lambda match: match[1] or rb"\u0000", record))
         except _REFUSED:  # it is nested too deep
             labels = _Labels()
     return _label(labels.type), _label(labels.host)
@@ -299,22 +305,23 @@ def _split_array(array: bytes) -> Iterator[list[bytes]]:
             return
     elements: list[bytes] = []
     depth = 0
-    start = begin = array.index(b"[") + 1
-    for step, token in enumerate(_TOKENS.finditer(array, start), 1):
-        at, end = token.span()
-        if end - at == 1:  # else it is a whole value
-            if array[at] in b"[{":
-                depth += 1
-            elif depth:
-                depth -= array[at] in b"]}"
-            else:
-                if element := array[start:at].strip(_SPACE):
-                    elements.append(element)
-                start = end
-        if step % _PART_STEPS == 0 or end - begin > _PART_BYTES:
+    at = start = begin = array.index(b"[") + 1
+    while depth >= 0:
+        found = (_NESTED if depth else _WITHIN).match(array, at)
+        assert found
+        at, stop = found.end(), found[1]
+        if stop in (b"[", b"{"):
+            depth += 1
+        elif stop in (b"]", b"}"):
+            depth -= 1
+        if stop == b"," or depth < 0:
+            if element := array[start : at - 1].strip(_SPACE):
+                elements.append(element)
+            start = at
+        if not stop or at - begin > _PART_BYTES:
             yield elements
             elements = []
-            begin = end
+            begin = at
     yield elements
 
 
