@@ -83,7 +83,9 @@ def number_of(record: bytes) -> int:
 
 
 def _numbers(records: list[bytes], cut: bool) -> Iterator[int]:
-    return map(number_of, (r for r in records if not cut or r.startswith(b"<34> ")))
+    # Raw, as they are in a spool, or as zmqpull writes them.
+    whole = (b"<34> ", b'{"message":"<34> ')
+    return map(number_of, (r for r in records if not cut or r.startswith(whole)))
 
 
 def written(*paths: Path, cut: bool = False) -> list[int]:

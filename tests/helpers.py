@@ -1,5 +1,6 @@
 """What several test files share: the installed commands, and waiting for conditions."""
 
+import json
 import os
 import re
 import signal
@@ -67,6 +68,11 @@ def statistics(child: subprocess.Popen[bytes]) -> tuple[int, int, int, int]:
         if match := re.search(rb"(\d+) read, (\d+) \w+, (\d+) queued, (\d+) dropped", line):
             return tuple(map(int, match.groups()))
     raise AssertionError("no statistics on standard error")
+
+
+def lines_of(records: list[bytes] | list[str]) -> list[bytes]:
+    """Return what ``zmqpush --ack --format raw`` read, of which ``zmqpull`` made these records."""
+    return [json.loads(record)["message"].encode() for record in records]
 
 
 def sent(done: subprocess.CompletedProcess[bytes]) -> int:

@@ -113,10 +113,10 @@ def test_an_acknowledged_sender_names_the_file_of_all_its_records(start, endpoin
 
 def test_zmqpush_names_its_type_and_host(start, endpoint, tmp_path):
     start(ZMQPULL, "-qa", endpoint, "--to", tmp_path / "{host}/{type}")
-    done = push("--ack", "-c", endpoint, "--format", "raw", "web/1", data=b"one\ntwo")
+    done = push("--ack", "-c", endpoint, "--format", "raw", "web/1", data=b'{"n":1}\n{"n":2}')
 
     assert (done.returncode, sent(done), done.stderr) == (0, 2, b"")
-    assert (tmp_path / os.uname().nodename / "web_1").read_bytes() == b"one\ntwo\n"
+    assert (tmp_path / os.uname().nodename / "web_1").read_bytes() == b'{"n":1}\n{"n":2}\n'
 
 
 def few_descriptors():
@@ -306,7 +306,7 @@ def test_a_full_disk_is_waited_for_while_the_sender_waits_for_its_ack(
     path, ballast = small_disk / "to" / "web", small_disk / "ballast"
     ballast.write_bytes(bytes(960 << 10))
     child = start(ZMQPULL, "-a", endpoint, "--to", small_disk / "to/{type}")
-    lines = b"".join(b"%099d\n" % number for number in range(3000))
+    lines = b"".join(b'{"n":"%099d"}\n' % number for number in range(3000))
     shipping = start(ZMQPUSH, "--ack", "--format", "raw", "-c", endpoint, "web")
     shipping.stdin.write(lines)
     shipping.stdin.close()

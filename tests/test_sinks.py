@@ -111,14 +111,16 @@ def records(directory):
 
 def test_a_package_of_a_third_party_adds_a_sink(shelf, endpoint, tmp_path):
     child = shelf("-X", "shout=1")
-    done = push("--ack", "-c", endpoint, "--format", "raw", "web", data=b"one\ntwo\n")
+    done = push("--ack", "-c", endpoint, "--format", "raw", "web", data=b'{"a":1}\ntwo\n')
     child.terminate()
 
     assert (sent(done), done.stderr) == (2, b"")
-    assert finish(child) == (0, b"", b"zmqpull: 2 records written\n")
+    told = b"zmqpull: 2 records written, 1 of them were no JSON object\n"
+    assert finish(child) == (0, b"", told)
     (batch,) = shelved(tmp_path)
     assert batch["labels"] == {"type": "web", "host": os.uname().nodename}
-    assert (batch["payload"], batch["records"], batch["first"]) == (["ONE", "TWO"], 2, 1)
+    assert batch["payload"] == ['{"A":1}', '{"MESSAGE":"TWO"}']
+    assert (batch["records"], batch["first"]) == (2, 1)
     assert len(batch["stream"]) == 32
 
 
@@ -300,7 +302,7 @@ def test_what_a_sink_holds_and_nobody_remembers_is_in_it_once(
     assert finish(child)[0] == 0
 
     assert sender.returncode == 0
-    assert records(tmp_path) == [f"{number} poison" for number in range(1, 6)]
+    assert records(tmp_path) == [f'{{"message":"{number} poison"}}' for number in range(1, 6)]
 
 
 def usage_error(text):

@@ -447,12 +447,13 @@ class PullLink(Link):
             return self._receive_and_look(max_frames)
         frames: list[bytes] = []
         most = _MOST_FRAMES if max_frames is None else min(max_frames, _MOST_FRAMES)
-        turn = min(most, TURN_FRAMES)
         size = 0
         try:
             # Empty frames have no size, and do not count for ever.
             while size < TURN_BYTES and len(frames) < most:
+                # At first one, since each may have 64 MiB.
                 before = len(frames)
+                turn = min(before + 1, most - before, TURN_FRAMES)
                 frames.extend(map(self._recv, repeat(NOBLOCK, turn)))
                 size += sum(map(len, frames[before:]))
         except zmq.Again:
@@ -462,11 +463,15 @@ class PullLink(Link):
     def _receive_and_look(self, max_frames: int | None = None) -> list[bytes]:
         # A connection outlives the admission of its key, and to ask each frame takes a while.
         frames: list[bytes] = []
+        size = 0
         with contextlib.suppress(zmq.Again):
             for _ in range(TURN_FRAMES if max_frames is None else min(max_frames, TURN_FRAMES)):
+                if size >= TURN_BYTES:
+                    break
                 frame = self._socket.recv(NOBLOCK, copy=False)
                 if not self._guard.revoked or self._guard.admits(str(frame["User-Id"])):
                     frames.append(frame.bytes)
+                    size += len(frame)
                 self._note(frame)
         return frames
 

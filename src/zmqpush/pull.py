@@ -15,15 +15,15 @@ remembered as one.
 
 import asyncio
 import contextlib
-import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from zmqpush.acked_links import RouterLink
 from zmqpush.core.envelope import Payload
 from zmqpush.core.receiver import Arrival, Receiver
-from zmqpush.core.records import RecordDecoder
+from zmqpush.core.records import RecordDecoder, labels_of
 from zmqpush.descriptors import allow_many_descriptors
 from zmqpush.endings import Ending
 from zmqpush.errors import EXIT_IO, EXIT_LOSS, SinkClosedError, SinkError, StateError
@@ -77,6 +77,7 @@ class Puller:
         self._receiver = self._make_receiver()  # which knows nobody until the state is open
         self._refused = Tally(reporter, "{} frames were refused: they break the protocol")
         self._skipped = Tally(reporter, "senders have dropped {} records, or cannot read them")
+        self._payloads: Iterator[Payload] = iter(())  # what is left of the frames that came last
         self._arrivals: list[Arrival] = []
         self._work = asyncio.Event()  # there is something to write, sync or reopen
         self._committing = asyncio.Lock()
@@ -188,20 +189,23 @@ class Puller:
         while self._plain and not self._enough:
             left = None if wanted is None else wanted - self._writer.given
             if frames := self._plain.receive(left):
-                await self._write_plain(self._decoder.decode(frames, left))
+                self._payloads = self._decoder.decode(frames, left)
+                for payload in self._payloads:
+                    await self._write_plain(payload)
+                    if self._until is not None and time.monotonic() > self._until:
+                        return
             elif self._until is None:
                 await self._plain.readable()
             else:
-                return
-            if self._until is not None and time.monotonic() > self._until:
                 return
         self._wake()
 
     async def _write_plain(self, payload: Payload) -> None:
         sink = self._writer.sink
-        batches = [Batch(payload.data, payload.records, _NO_LABELS)]
         if sink.labelled:
             batches = _by_labels(payload)
+        else:
+            batches = [Batch(*payload, _NO_LABELS)] if payload.records else []
         await self._writer.write(batches)
         if sink.buffers or sink.waiting:
             self._commit_later(_PLAIN_INTERVAL)
@@ -219,7 +223,8 @@ class Puller:
     def _count_the_rest(self) -> int:
         decoder = RecordDecoder()
         rest = self._plain.drain() if self._plain else ()
-        return sum(decoder.decode(frames).records for frames in rest)
+        rests = chain([self._payloads], map(decoder.decode, rest))
+        return sum(payload.records for payload in chain.from_iterable(rests))
 
     # What comes from senders that want acknowledgements.
 
@@ -273,10 +278,15 @@ class Puller:
             arrivals, self._arrivals = self._arrivals, []
             forgotten = self._receiver.take_forgotten()
             accepted = self._receiver.take_accepted()
-            batches = [
-                Batch(block.payload, block.records, labels, stream_name(key), block.first)
-                for key, labels, block, _ in arrivals
-            ]
+            batches: list[Batch] = []
+            for key, labels, block, raw in arrivals:
+                payload = block.payload
+                if raw:
+                    # One at a time: they may become many times as long.
+                    await self._writer.write(batches)
+                    batches = []
+                    payload = await self._wrap(payload)
+                batches.append(Batch(payload, block.records, labels, stream_name(key), block.first))
             await self._writer.write(batches)
             fault_point("written")
             moved, deferred = await self._writer.commit(accepted, forgotten)
@@ -289,6 +299,13 @@ class Puller:
             if self._acked:
                 self._reply()
                 fault_point("acknowledged")
+
+    async def _wrap(self, lines: bytes | memoryview) -> bytes:
+        parts = []
+        for payload in self._decoder.wrap(bytes(lines)):
+            parts.append(payload.data)
+            await asyncio.sleep(0)
+        return b"".join(parts)
 
     def _wake(self) -> None:
         for link in (self._plain, self._acked):
@@ -313,6 +330,7 @@ class Puller:
         refused = counters.malformed + counters.resets
         numbers = {
             "of them were no JSON object": self._decoder.foreign,
+            "bytes were not UTF-8": self._decoder.invalid_bytes,
             "were refused by the sink": self._writer.rejected,
             "came twice": counters.duplicates,
             "were skipped by their senders": counters.skipped,
@@ -327,15 +345,11 @@ def _by_labels(payload: Payload) -> list[Batch]:
     """Cut a payload into batches of the same type and host."""
     by_labels: dict[tuple[str, str], list[bytes]] = {}
     for record in payload.data.split(b"\n")[:-1]:
-        values = json.loads(record)
-        key = (_label(values, "type"), _label(values, "host"))
-        by_labels.setdefault(key, []).append(record)
+        by_labels.setdefault(labels_of(record), []).append(record)
+    if len(by_labels) == 1:
+        ((kind, host),) = by_labels
+        return [Batch(*payload, {"type": kind, "host": host})]
     return [
         Batch(b"\n".join([*records, b""]), len(records), {"type": kind, "host": host})
         for (kind, host), records in by_labels.items()
     ]
-
-
-def _label(values: Mapping[str, object], key: str) -> str:
-    value = values.get(key, "")
-    return value if isinstance(value, str) else ""

@@ -153,13 +153,35 @@ def test_what_a_later_version_adds_to_the_header_is_skipped():
 
 
 @pytest.mark.parametrize(
-    "message", [Data.of(0, 1, b"\n"), Data.of(1, 2, b"\n"), Data.of(1, 1, b"x"), Skip(1, 0, 1)]
+    "message",
+    [
+        Data.of(0, 1, b"\n"),
+        Data.of(1, 2, b"\n"),
+        Data.of(1, 2, b"abc\n"),
+        Data.of(1, 1, b"a\nb\n"),
+        Data.of(1, 1, b"x"),
+        Data.of(frames.MAX_SEQ, 2, b"\n\n"),
+        Data.of(1, (1 << 64) - 1, b"\n"),
+        Skip(1, 0, 1),
+        Skip(frames.MAX_SEQ, 2, 1),
+        Skip((1 << 64) - 1, 2, 1),
+        Skip(1, (1 << 64) - 1, 1),
+    ],
 )
-def test_impossible_numbers_are_refused(message):
+@pytest.mark.parametrize("kind", [bytes, memoryview])
+def test_impossible_numbers_are_refused(message, kind):
     with pytest.raises(RemoteProtocolError) as caught:
-        decode(encode(message, 1))
+        decode(kind(encode(message, 1)))
 
     assert caught.value.code == 400
+
+
+@pytest.mark.parametrize("length", [16, 20])
+def test_newlines_outside_the_payload_do_not_count(length):
+    block = encode(Data.of(0x0A0A, 2, b"a\nb\n"), 0x0A0A0A)
+    frame = block[:6] + length.to_bytes(2) + block[8:16] + b"\n" * (length - 16) + block[16:]
+
+    assert decode(frame) == (Data.of(0x0A0A, 2, b"a\nb\n"), 0x0A0A0A)
 
 
 def test_a_block_that_is_too_long_is_refused():

@@ -275,7 +275,7 @@ def _decode_block(kind: type[Message], frame: bytes | memoryview) -> Message:
     if kind is Skip:
         (reason,) = payload
         return Skip(first, records, reason)
-    if frame[-1:] != b"\n" or records > len(payload):
+    if frame[-1:] != b"\n" or bytes(frame).count(b"\n", _PAYLOAD_OFFSET) != records:
         raise ValueError("the payload does not hold so many records")
     return Data(first, records, payload, crc)
 

@@ -1,44 +1,96 @@
-"""
+r"""
 Frames from any peer into records, one JSON object a line.
 
-A frame may be one record, a JSON array of records, JSON lines, or anything at all.
-What is not a JSON object is passed on as the ``message`` of a record, and counted.
+A frame may be one record, a JSON array of records, JSON lines, or anything at all. What is
+not a JSON object is passed on as the ``message`` of a record, and counted.
+
+Each record is checked by itself, so that no peer can send pieces that are valid only
+together. It stays as it was written but for two things: a newline in it becomes a space, and
+a byte that is not UTF-8 becomes the text ``\xNN``, as at the sender. msgspec checks, and
+builds nothing. It does not look at UTF-8 and refuses one half of an escaped surrogate pair,
+which JSON allows: both are seen to here. What is nested deeper than Python lets a parser
+recurse, some 900 levels, is text.
+
+However large a frame is, it is taken in parts, and others have a turn between them.
 """
 
-import json
-import secrets
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import codecs
+import contextlib
+import re
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from operator import methodcaller
-from typing import NoReturn
+
+import msgspec
 
 from zmqpush.core.envelope import Payload
 
+# What is decoded together, in bytes and in lines, at most.
+_GROUP_BYTES = 1 << 20
+_GROUP_LINES = 1 << 16
+# A payload ends after so many records, most of which may have taken a microsecond or two.
+_PAYLOAD_RECORDS = 1 << 14
+# A part of what is larger, in bytes.
+_PART_BYTES = 1 << 16
+# Stands for no record, but for a turn of others.
+_PAUSE = b""
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+
+class _Object(msgspec.Struct, gc=False):
+    """Any JSON object: what is in it is checked and skipped."""
 
 
-_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-_loads, _scan = _decoder.decode, _decoder.raw_decode
-_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+class _Array(msgspec.Struct, array_like=True, gc=False):
+    """Any JSON array."""
+
+
+class _Labels(msgspec.Struct, gc=False):
+    """The labels among the fields of a JSON object, as they are written."""
+
+    type: msgspec.Raw = msgspec.Raw(b'""')
+    host: msgspec.Raw = msgspec.Raw(b'""')
+
+
+_Check = Callable[[bytes], object]
+_check_object: _Check = msgspec.json.Decoder(_Object).decode
+_check_array: _Check = msgspec.json.Decoder(_Array).decode
+_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_labels = msgspec.json.Decoder(_Labels).decode
+_to_text = msgspec.json.Decoder(str).decode
+_to_json = msgspec.json.Encoder().encode
+# What these raise; of UTF-8 they look at the names of fields, sometimes.
+_REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+_SPACE = b" \t\n\r"
 _without_newline = methodcaller("removesuffix", b"\n")
 
+# What there is in a valid array up to the end of an element, within it or within a nested one;
+# group 1 is what ends it, unless it has too many parts to go on at once. A part is a string, or
+# an object or an array without others in it, or text between them.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_FLAT = rb'[\[{](?:[^][{}"]++|%b)*+[]}]' % _STRING
+_WITHIN = re.compile(rb'(?:[^][{}",]++|%b|%b){,4096}+([][{},])?' % (_STRING, _FLAT), re.DOTALL)
+_NESTED = re.compile(rb'(?:[^][{}"]++|%b|%b){,4096}+([][{}])?' % (_STRING, _FLAT), re.DOTALL)
+# What begins as an escaped half of a surrogate pair does.
+_PERHAPS_HALF = re.compile(rb"\\u[dD]")
+# Such a half; a whole pair, or an escaped backslash, is group 1.
+_SURROGATE = re.compile(
+    rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
 
-def _skip(text: str, at: int) -> int:
-    while text[at] in " \t\n\r":
-        at += 1
-    return at
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    invalid = error.object[error.start : error.end]
+    return "".join(f"\\\\x{byte:02x}" for byte in invalid), error.end
 
 
-def _elements(text: str) -> Iterator[tuple[object, str]]:
-    """Yield the elements of a valid JSON array, and each as it was written, in one line."""
-    at = _skip(text, 0) + 1
-    while text[at := _skip(text, at)] != "]":
-        value, end = _scan(text, at)
-        yield value, text[at:end].replace("\n", " ")
-        at = _skip(text, end)
-        at += text[at] == ","
+# As "backslashreplace", in what is JSON already.
+_REPLACE_IN_JSON = "zmqpush.backslashreplace-in-json"
+codecs.register_error(_REPLACE_IN_JSON, _escape)
 
 
 class RecordDecoder:
@@ -47,73 +99,238 @@ class RecordDecoder:
 
     Attributes:
         foreign: How many records were no JSON object but text, so far.
+        invalid_bytes: How many bytes were not UTF-8, so far.
 
     """
 
     def __init__(self) -> None:
         self.foreign = 0
-        # Stands between records while many are checked at once. No peer can know it,
-        # and so none can send pieces that are valid only together.
-        self._mark = secrets.token_hex(8)
-        self._mark_between = f',"{self._mark}",'
+        self.invalid_bytes = 0
 
-    def decode(self, frames: Sequence[bytes], most: int | None = None) -> Payload:
-        """Return the (first ``most``) records of some frames, each followed by a newline."""
-        data = b"\n".join(map(_without_newline, frames))
-        if self._all_objects(data):
-            payload = Payload(data + b"\n", data.count(b"\n") + 1)
-            return payload if most is None or payload.records <= most else payload.first(most)
-        # Lazily: what is not taken is not counted either.
-        each = (record for frame in frames for record in self._from_frame(frame))
-        records = list(islice(each, most))
-        text = "".join(f"{record}\n" for record in records)
-        # A lone surrogate can come only from the escape \uD800 and becomes it again.
-        return Payload(text.encode("utf-8", "backslashreplace"), len(records))
+    def decode(self, frames: Sequence[bytes], most: int | None = None) -> Iterator[Payload]:
+        """
+        Yield the (first ``most``) records of some frames, each followed by a newline.
 
-    def _all_objects(self, data: bytes) -> bool:
-        try:
-            text = data.decode().replace("\n", self._mark_between)
-            values = _loads(f"[{text}]")
-        except (ValueError, RecursionError):
-            return False
-        # As many marks as newlines, and all of them between values: none is inside one.
-        newlines = data.count(b"\n")
-        marks = [self._mark] * newlines
-        return {type(value) for value in values[::2]} == {dict} and values[1::2] == marks
+        A payload takes some milliseconds to make. One without records means only that
+        others should have a turn. What is not taken is not counted either.
+        """
+        return _to_payloads(self._from_frames(frames), most)
 
-    def _from_frame(self, frame: bytes) -> Iterator[str]:
-        frame = frame.removesuffix(b"\n")
-        try:
-            text = frame.decode()
-        except UnicodeDecodeError:
-            lines = frame.split(b"\n")
-            if len(lines) == 1:
-                yield self._from_foreign(frame.decode("utf-8", "backslashreplace"))
+    def wrap(self, lines: bytes) -> Iterator[Payload]:
+        """
+        Yield one record for each line, in order: the object that it is, or its text.
+
+        A newline ends each line. The payloads are as those of :meth:`decode`.
+        """
+        return _to_payloads(self._from_lines(lines, self._from_line))
+
+    def _from_frames(self, frames: Sequence[bytes]) -> Iterator[bytes]:
+        for group in _group(frames):
+            if records := _join_objects(group):
+                yield records
             else:
-                for line in lines:
-                    yield from self._from_frame(line)
-            return
-        yield from self._from_text(text)
+                for frame in group:
+                    yield from self._from_frame(frame)
 
-    def _from_text(self, text: str) -> Iterator[str]:
-        try:
-            value = _loads(text)
-            if isinstance(value, dict):
-                yield text.replace("\n", " ")
-                return
-            if isinstance(value, list):
-                for element, source in _elements(text):
-                    yield source if isinstance(element, dict) else self._from_foreign(source)
-                return
-        except (ValueError, RecursionError):
-            pass
-        lines = text.split("\n")
-        if len(lines) == 1:
-            yield self._from_foreign(text)
-        else:
-            for line in lines:
-                yield from self._from_text(line)
+    def _from_frame(self, frame: bytes) -> Iterator[bytes]:
+        if _is_valid(frame, b"{", _check_object):
+            return self._from_object(frame.removesuffix(b"\n"))
+        if _is_valid(frame, b"[", _check_array):
+            return self._from_array(frame)
+        if b"\n" in frame:
+            return self._from_lines(frame, self._from_frame)
+        return self._from_text(frame)
 
-    def _from_foreign(self, text: str) -> str:
+    def _from_line(self, line: bytes) -> Iterator[bytes]:
+        is_object = _is_valid(line, b"{", _check_object)
+        return self._from_object(line) if is_object else self._from_text(line)
+
+    def _from_lines(
+        self, lines: bytes, from_line: Callable[[bytes], Iterator[bytes]]
+    ) -> Iterator[bytes]:
+        for part in _split_lines(lines):
+            each = part.split(b"\n")
+            if records := _join_objects(each):
+                yield records
+            else:
+                for line in each:
+                    yield from from_line(line)
+
+    def _from_array(self, array: bytes) -> Iterator[bytes]:
+        for elements in _split_array(array):
+            if records := _join_objects(elements):
+                yield records
+                continue
+            for element in elements:
+                if element.startswith(b"{"):
+                    yield from self._from_object(element)
+                else:
+                    yield from self._from_text(element.replace(b"\n", b" "))
+            if len(array) > _GROUP_BYTES:
+                yield _PAUSE
+
+    def _from_object(self, record: bytes) -> Iterator[bytes]:
+        record = record.replace(b"\n", b" ")
+        is_long = len(record) > _PART_BYTES
+        if is_long:
+            yield _PAUSE
+        parts = [record]
+        if not record.isascii():
+            parts = []
+            for part in _decode(record, _REPLACE_IN_JSON):
+                parts.append(part.encode())
+                if is_long:
+                    yield _PAUSE
+            self.invalid_bytes += (sum(map(len, parts)) - len(record)) // 4  # one became five
+        yield b"".join((*parts, b"\n"))
+
+    def _from_text(self, text: bytes) -> Iterator[bytes]:
         self.foreign += 1
-        return _dumps({"message": text})
+        parts = [b'{"message":"']
+        size = 0
+        for part in _decode(text, "backslashreplace"):
+            parts.append(_to_json(part)[1:-1])
+            size += len(part.encode())
+            if len(text) > _PART_BYTES:
+                yield _PAUSE
+        self.invalid_bytes += (size - len(text)) // 3  # one became four
+        yield b"".join((*parts, b'"}\n'))
+
+
+def labels_of(record: bytes) -> tuple[str, str]:
+    """
+    Return the type and the host that a record names, each empty if it is no text.
+
+    What is half a surrogate pair in them becomes the character 0.
+    """
+    try:
+        labels = _labels(record)
+    except _REFUSED:
+        try:
+            labels = _labels(_SURROGATE.sub(lambda match: match[1] or rb"\u0000", record))
+        except _REFUSED:  # it is nested too deep
+            labels = _Labels()
+    return _label(labels.type), _label(labels.host)
+
+
+def _label(value: msgspec.Raw) -> str:
+    try:
+        return _to_text(value)
+    except msgspec.ValidationError:
+        return ""
+
+
+def _to_payloads(parts: Iterator[bytes], most: int | None = None) -> Iterator[Payload]:
+    """Join parts, which are whole records or pauses."""
+    joined: list[bytes] = []
+    records = size = 0
+    for part in parts:
+        joined.append(part)
+        records += part.count(b"\n")
+        size += len(part)
+        enough = most is not None and records >= most
+        if enough or not part or records >= _PAYLOAD_RECORDS or size >= _GROUP_BYTES:
+            payload = Payload(b"".join(joined), records)
+            yield payload if most is None or records <= most else payload.first(most)
+            if enough:
+                return
+            most = most and most - records
+            joined.clear()
+            records = size = 0
+    if records:
+        yield Payload(b"".join(joined), records)
+
+
+def _group(frames: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Cut frames into groups of at most so many bytes, or one frame that has more."""
+    ends = list(accumulate(map(len, frames)))
+    start = 0
+    while start < len(frames):
+        most = (ends[start - 1] if start else 0) + _GROUP_BYTES
+        end = max(start + 1, bisect_right(ends, most, start))
+        yield frames[start:end]
+        start = end
+
+
+def _join_objects(frames: Sequence[bytes]) -> bytes | None:
+    """Return the lines of frames, a newline after each, if each line is a JSON object."""
+    data = b"\n".join(frames)
+    if len(data) > _GROUP_BYTES + len(frames):
+        return None
+    if data.count(b"\n") >= len(frames):
+        data = b"\n".join(map(_without_newline, frames))
+        if data.count(b"\n") > _GROUP_LINES:
+            return None
+        frames = data.split(b"\n")
+    try:
+        deque(map(_check_object, frames), maxlen=0)
+        return data + b"\n" if data.isascii() or data.decode() else None
+    except _REFUSED:
+        return None
+
+
+def _is_valid(data: bytes, first: bytes, check: _Check) -> bool:
+    """Whether bytes are the JSON that is wanted, but for what is not UTF-8 in its strings."""
+    if data.lstrip(_SPACE)[:1] != first:
+        return False  # sooner
+    try:
+        check(data)
+    except _REFUSED:
+        if not _PERHAPS_HALF.search(data):
+            return False
+        # With other characters it is as valid.
+        whole = data.replace(rb"\ud", rb"\u0").replace(rb"\uD", rb"\u0")
+        return _is_valid(whole, first, check)
+    return True
+
+
+def _split_lines(lines: bytes) -> Iterator[bytes]:
+    """Cut lines into parts of at most so many bytes, or one line that has more."""
+    start = 0
+    while len(lines) - start > _PART_BYTES:
+        end = lines.rfind(b"\n", start, start + _PART_BYTES)
+        if end < 0 and (end := lines.find(b"\n", start)) < 0:
+            break
+        yield lines[start:end]
+        start = end + 1
+    if start < len(lines):  # else a newline was the last
+        yield lines[start:].removesuffix(b"\n")
+
+
+def _split_array(array: bytes) -> Iterator[list[bytes]]:
+    """Yield some elements of a valid JSON array after the other, each as it is written."""
+    if len(array) <= _GROUP_BYTES:
+        with contextlib.suppress(*_REFUSED):
+            yield [*map(bytes, _elements(array))]
+            return
+    elements: list[bytes] = []
+    depth = 0
+    at = start = begin = array.index(b"[") + 1
+    while depth >= 0:
+        found = (_NESTED if depth else _WITHIN).match(array, at)
+        assert found
+        at, stop = found.end(), found[1]
+        if stop in (b"[", b"{"):
+            depth += 1
+        elif stop in (b"]", b"}"):
+            depth -= 1
+        if stop == b"," or depth < 0:
+            if element := array[start : at - 1].strip(_SPACE):
+                elements.append(element)
+            start = at
+        if not stop or at - begin > _PART_BYTES:
+            yield elements
+            elements = []
+            begin = at
+    yield elements
+
+
+def _decode(data: bytes, errors: str) -> Iterator[str]:
+    """Yield the text of some bytes, in parts."""
+    if len(data) <= _PART_BYTES:
+        yield data.decode("utf-8", errors)
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    for start in range(0, len(data), _PART_BYTES):
+        yield decoder.decode(data[start : start + _PART_BYTES])
+    yield decoder.decode(b"", final=True)
