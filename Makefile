@@ -23,10 +23,10 @@ demo: $(VENV)/.installed  ## Ship a log through a real pipeline and show what ar
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh bench/demo.sh
 
 test: $(VENV)/.installed  ## Run all tests, against the built and installed package.
-	$(BIN)/pytest
+	$(BIN)/python -I -m pytest
 
 chaos: $(VENV)/.installed  ## Run the fault matrix in its long form: some 40 minutes.
-	ZMQPUSH_CHAOS=long $(BIN)/pytest -o timeout=3600 tests/model tests/test_faults.py tests/test_faults_link.py tests/test_omprog.py tests/test_rsyslog.py tests/test_kafka.py tests/test_nats.py $(ARGS)
+	ZMQPUSH_CHAOS=long $(BIN)/python -I -m pytest -o timeout=3600 tests/model tests/test_faults.py tests/test_faults_link.py tests/test_omprog.py tests/test_rsyslog.py tests/test_kafka.py tests/test_nats.py $(ARGS)
 
 fuzz: $(VENV)/.installed  ## Fuzz each target, for ten minutes unless SECONDS says otherwise; two at a time.
 	$(BIN)/python fuzz/run.py --seconds $(SECONDS) $(ARGS)

@@ -130,7 +130,8 @@ def classic(*options: str) -> Action:
 
 def confirmed(parameters: str, *options: str) -> Action:
     def action(place: Place) -> str:
-        words = [option.format(dir=place.dir) for option in ("--omprog", *options)]
+        flags = ("--omprog", *(["--transactions"] if TRANSACTIONS in parameters else []))
+        words = [option.format(dir=place.dir) for option in (*flags, *options)]
         program = place.program("-q", *words)
         return f'type="omprog" binary="{program}" confirmMessages="on" {parameters} {TEMPLATE}'
 

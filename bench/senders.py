@@ -28,7 +28,7 @@ from pathlib import Path
 import zmq
 
 from run import TIMEOUT, ZMQPULL, free_port, wait_for_port
-from zmqpush.core.frames import Data
+from zmqpush.core.frames import Data, Labels
 from zmqpush.core.sender import Redial, Sender
 
 PER_PROCESS = 250
@@ -43,18 +43,25 @@ class Blocks:
 
     recovered = 0
     spooled = True
+    was = ""
 
     def __init__(self, name: int, count: int) -> None:
-        self.stream = secrets.token_hex(16)
+        self.rename_stream()
+        self.labels = Labels(f"sender{name}")
         self.first = 1
         self.end = count * RECORDS
         self.closed = True  # for now
         self._name = name
         self._next = 1
 
+    @property
+    def next_labels(self) -> Labels | None:
+        """What the records of the next block have in common."""
+        return None if self.closed or self._next > self.end else self.labels
+
     def take(self) -> Data | None:
         """Make the next block: always the same bytes."""
-        if self.closed or self._next > self.end:
+        if self.next_labels is None:
             return None
         numbers = range(self._next, self._next + RECORDS)
         self._next += RECORDS
@@ -73,8 +80,8 @@ class Blocks:
         self._next = max(self._next, self.first)
 
     def rename_stream(self) -> None:
-        """Take a new name."""
-        self.stream = secrets.token_hex(16)
+        """Take a new secret."""
+        self.secret = secrets.token_hex(16)
 
 
 class Shipper:
@@ -82,7 +89,7 @@ class Shipper:
 
     def __init__(self, context: zmq.Context, endpoint: str, name: int, blocks: int) -> None:
         self.store = Blocks(name, blocks)
-        self.sender = Sender(self.store, secrets.token_hex(16), {"type": f"sender{name}"})
+        self.sender = Sender(self.store, secrets.token_hex(16))
         self.context, self.endpoint = context, endpoint
         self.dials = 0
         self.finished = 0.0

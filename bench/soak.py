@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from run import TIMEOUT, ZMQPULL, ZMQPUSH, free_port
-from zmqpush.segments import HEADER, list_segments, read_block
+from zmqpush.segments import HEADER, list_segments, read_block, read_header
 
 RECORD = re.compile(rb'^\{"message":"(\d+) [^"\n]*","type":"[^\n]*\}\n', re.MULTILINE)
 FILLER = b"a line of a log as there are many, more or less"
@@ -108,8 +108,8 @@ def last_held(slot: Path, out: Path) -> int:
     for segment in reversed(list_segments(slot) if slot.exists() else []):
         payload = b""
         with segment.path.open("rb") as file:
-            offset = 0
-            while block := read_block(file.fileno(), offset, segment.size):
+            mark, offset, _ = read_header(segment, file.fileno())
+            while block := read_block(file.fileno(), offset, segment.size, mark):
                 payload = bytes(block.payload)
                 offset += HEADER.size + len(payload)
         if payload:

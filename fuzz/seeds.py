@@ -13,12 +13,13 @@ from targets import (
     BEGIN,
     COMMIT,
     DELIMITERS,
+    LABELS,
     PEERS,
     RECEIVER_STEPS,
     RUNS,
+    SECRETS,
     SENDER_STEPS,
     STEPS,
-    STREAMS,
     TARGETS,
 )
 from zmqpush.core.envelope import Format
@@ -36,12 +37,13 @@ from zmqpush.core.frames import (
     Skip,
     Welcome,
     encode,
+    public_name,
 )
 
 CORPUS = Path(__file__).parent / "corpus"
 HELLO = {
-    "versions": [1, 1],
-    "stream": STREAMS[0],
+    "versions": [2, 2],
+    "secret": SECRETS[0],
     "run": RUNS[0],
     "first": 1,
     "spooled": False,
@@ -49,8 +51,9 @@ HELLO = {
     "host": "web",
 }
 WELCOME = {
-    "version": 1,
-    "stream": "0" * 32,
+    "version": 2,
+    "stream": public_name("0" * 32),
+    **LABELS._asdict(),
     "session": f"{1:016x}",
     "acked": 0,
     "run": RUNS[0],
@@ -72,7 +75,7 @@ MESSAGES: dict[str, Message] = {
     "reset-404": Reset(404, "this session has ended"),
     "reset-412": Reset(412, "5 comes after 3"),
     "reset-429": Reset(429, "beyond the credit"),
-    "error-505": Error(505, "this receiver speaks version 1"),
+    "error-505": Error(505, "this receiver speaks version 2"),
 }
 
 
@@ -92,7 +95,7 @@ def codec() -> dict[str, bytes]:
     data = frames["data"]
     return frames | {
         "other-magic": changed(data, 0, 0),
-        "other-version": changed(data, 2, 2),
+        "other-version": changed(data, 2, 1),
         "unknown-type": changed(data, 3, 77),
         "unknown-type-to-be-understood": changed(changed(data, 3, 77), 4, 0x80),
         "longer-header": changed(data[:16] + b"new" + data[16:], 7, 19),
@@ -128,20 +131,20 @@ def receiver() -> dict[str, bytes]:
         "reset-412-overlap": b"\0" + hello + data + send(Data.of(2, 2, b"{}\n{}\n"), 1) + answer,
         "reset-412-ping": b"\0" + hello + send(Ping(1), 1) + answer,
         "reset-429": b"\2" + hello + blocks + answer,
-        "error-505": b"\0" + send(Hello(HELLO | {"versions": [2, 3]}), 0) + answer,
+        "error-505": b"\0" + send(Hello(HELLO | {"versions": [3, 4]}), 0) + answer,
         "error-505-header": b"\0" + step("frame", 0) + framed(changed(encode(Ping(), 0), 2, 9)),
         "waiting": b"\0" + hello + data + hello + answer + commit + answer,
         "another-peer": b"\0" + hello + data + send(Hello(HELLO), 0, 1) + data + commit + answer,
         "one-peer-two-streams": b"\0"
         + hello
         + data
-        + send(Hello(HELLO | {"stream": STREAMS[1]}), 0)
+        + send(Hello(HELLO | {"secret": SECRETS[1]}), 0)
         + hello
         + commit
         + answer,
         "two-streams-share": b"\1"
         + hello
-        + send(Hello(HELLO | {"stream": STREAMS[1]}), 0, 1)
+        + send(Hello(HELLO | {"secret": SECRETS[1]}), 0, 1)
         + send(Ping(), 1)
         + send(Ping(), 2, 1)
         + answer,
@@ -149,6 +152,8 @@ def receiver() -> dict[str, bytes]:
         "a-month": b"\0" + hello + data + 2 * step("wait", len(STEPS) - 1) + commit + hello,
         "gone": b"\0" + hello + step("forget", PEERS.index(b"one")) + data + answer,
         "restart": b"\0" + hello + data + commit + step("restart") + hello + data + answer,
+        "former": b"\0" + send(Hello(HELLO | {"was": SECRETS[0]}), 0) + commit + answer,
+        "former-dies": b"\0" + send(Hello(HELLO | {"was": SECRETS[0]}), 0) + step("restart"),
         "state-is-older": b"\0" + hello + data + send(Hello(HELLO | {"first": 50}), 0) + commit,
         "stop": b"\0" + hello + step("stop") + data + send(Goodbye(), 1),
     }
@@ -178,7 +183,7 @@ def sender() -> dict[str, bytes]:
         "two-welcomes": begin + greeted + come(Welcome(WELCOME | {"acked": 2})) + send,
         "of-another-life": begin + send + come(Welcome(WELCOME | {"acked": 99, "run": RUNS[1]})),
         "recovered": bytes((0, 0, 4, 1)) + send + come(Welcome(WELCOME | {"acked": 4})) + send,
-        "other-stream": begin + send + come(Welcome(WELCOME | {"stream": STREAMS[0]})) + send,
+        "other-stream": begin + send + come(Welcome(WELCOME | {"stream": SECRETS[0]})) + send,
         "ping": begin + greeted + step("wait", STEPS.index(1.1)) + send,
         "dead": begin + greeted + step("wait", STEPS.index(16.0)) + send,
         "no-answer": begin + send + step("wait", STEPS.index(5.1)) + send,
@@ -198,10 +203,11 @@ def spool() -> dict[str, bytes]:
     def entry(how: int, *choices: int) -> bytes:
         return bytes((how,)) + b"\x05{}\n{}" + bytes(choices)
 
-    def segment(*entries: bytes, number: int = 0) -> bytes:
-        return bytes((number, len(entries))) + b"".join(entries)
+    def segment(*entries: bytes, number: int = 0, header: bytes = b"\1") -> bytes:
+        return bytes((number, *header, len(entries))) + b"".join(entries)
 
     two = segment(entry(good), entry(good))
+    former = segment(entry(good), entry(good), header=b"\0")
     return {
         "empty": b"\0",
         "segments": b"\x0c" + two + two + two,
@@ -211,6 +217,11 @@ def spool() -> dict[str, bytes]:
         "state-beyond": b"\x05\0" + bytes((1, 0, 2, 41)) + two,
         "state-damaged": b"\x05\1\x05hello" + two,
         "meta": b"\x06\0\0" + two,
+        "meta-of-format-1": b"\x06\0\2" + former,
+        "format-1": b"\x0c" + former + former + two,
+        "format-1-torn": b"\x04" + segment(entry(good), entry(torn, 20), header=b"\0"),
+        "header-flipped": b"\x08" + segment(entry(good), header=b"\2\x05\0") + two,
+        "header-torn": b"\x08" + two + segment(header=b"\3\x05hello"),
         "meta-later": b"\x06\0\1" + two,
         "meta-damaged": b"\x06\1\x05hello" + two,
         "hole": b"\x08" + two + segment(entry(good), number=7),
@@ -260,9 +271,10 @@ def dialogue() -> dict[str, bytes]:
     return {
         "messages": b"\xffone\ntwo\n\nthree",
         "transactions": b"\xff" + begin + b"one\n" + commit + begin + b"one\ntwo\n" + commit,
-        "much": b"\x05" + begin + commit + begin + b"one\ntwo\nthree\n" + commit,
-        "marks-in-a-row": b"\x01" + 2 * begin + 3 * commit + 2 * begin,
+        "much": b"\x85" + begin + commit + begin + b"one\ntwo\nthree\n" + commit,
+        "marks-in-a-row": b"\x81" + 2 * begin + 3 * commit + 2 * begin,
         "no-marks": b"\x03one\n" + begin + b"two\n" + commit,
+        "marks-for-messages": b"\xff" + begin + b"one\n" + commit + b"two\n" + begin + commit,
     }
 
 

@@ -109,7 +109,7 @@ def spooled(spool: Path, *, cut: bool = False) -> list[int]:
     """Return the numbers of the records in the segments, also of acknowledged ones; see above."""
     numbers: list[int] = []
     for slot in sorted(spool.glob("*")):
-        segments = sorted(path for path in slot.glob("*.seg") if path.is_file())
+        segments = sorted(path for path in slot.glob("*.seg2") if path.is_file())
         ends = [int(segment.stem) for segment in segments[1:]] + [1 << 63]
         for segment, end in zip(segments, ends, strict=False):
             for first, payload in entries(segment.read_bytes()):
@@ -130,10 +130,15 @@ def fill_disk(ballast: Path) -> None:
 
 def entries(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the first number and the payload of the whole entries that a segment begins with."""
+    if len(data) < 48:
+        return
+    magic, size, _, mark = struct.unpack_from(">4sII8s", data)
+    assert magic == b"ZS\x02\x01"
+    data = data[2 * (24 + size) :]
     while len(data) >= 32:
-        magic, length, zero, first, _, crc = struct.unpack(">4sIIQQI", data[:32])
+        one, length, two, first, _, crc = struct.unpack(">4sI4sQQI", data[:32])
         payload = data[32 : 32 + length]
-        if (magic, zero, len(payload)) != (b"ZS\x01\x01", 0, length):
+        if (one + two, len(payload)) != (mark, length):
             return
         if zlib.crc32(data[12:28] + payload) != crc:
             return

@@ -1,8 +1,17 @@
-"""Fixtures of all tests."""
+"""
+Fixtures of all tests, and what makes them independent of who runs them.
+
+Programs inherit settings from the shell, script or service that runs pytest: ignored and blocked
+signals, the environment, the umask. Here, and nowhere else, they are set to what tests expect.
+"""
 
 import contextlib
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -10,8 +19,41 @@ import zmq
 
 from helpers import PATIENCE, words
 
+# The only variables of the caller that reach tests and the programs that they start.
+_KEPT = {"PATH", "LD_LIBRARY_PATH", "TMPDIR", "TERM", "NO_COLOR", "CI"}
+_KEPT |= {"ZMQPUSH_CHAOS", "ZMQPUSH_SEED", "ZMQPUSH_TEST_SYSLOG_NG"}  # meant for tests
+_SET = {
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    # Holds empty configuration files, which programs find before those of the machine.
+    "XDG_CONFIG_HOME": str(Path(__file__).parent / "config"),
+}
+# Stops and the end of a child take no handler: their default is to ignore, or is wanted.
+_NO_HANDLER = {signal.SIGCHLD, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+# Python ignores these, and gives its children the default.
+_LEFT_TO_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
+
+for _name in [*os.environ]:
+    if _name not in _KEPT and not _name.startswith("PYTEST_"):
+        del os.environ[_name]
+os.environ.update(_SET)
+time.tzset()
+
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the programs that tests start begin with default signals and the usual umask."""
+    if config.getoption("numprocesses", None):
+        return  # the workers run the tests, and are to inherit what the caller wants
+    os.umask(0o022)
+    for number in signal.valid_signals() - _LEFT_TO_PYTHON:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # Pytest goes on ignoring it, as under nohup; its children do not inherit a handler.
+            handler = signal.SIG_DFL if number in _NO_HANDLER else lambda *_: None
+            signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 @pytest.fixture

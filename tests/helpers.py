@@ -1,6 +1,7 @@
 """What several test files share: the installed commands, and waiting for conditions."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -21,6 +22,9 @@ LOSSES = re.compile(rb"zmqpush: (\d+) dropped, (\d+) lost\n")
 PATIENCE = 60.0
 # An endpoint where nothing listens.
 NOBODY = "tcp://127.0.0.1:9"
+# Before a command: even root may then only open what its mode lets root open.
+WITHOUT_PRIVILEGE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+WITHOUT_PRIVILEGE = WITHOUT_PRIVILEGE if os.geteuid() == 0 else []
 FRAMINGS = pytest.mark.parametrize("framing", ["single", "frames", "array", "lines"])
 
 

@@ -23,7 +23,8 @@ TARGETS = ("sysinit", "basic", "sockets", "network-online", "multi-user", "shutd
 INSIDE = """
 set -e
 mount --make-rprivate /
-for path in var/lib var/log usr/local/bin etc/passwd etc/group etc/machine-id dev/console; do
+for path in var/lib var/log usr/local/bin etc/passwd etc/group etc/machine-id etc/zmqpush \
+    dev/console; do
     [ ! -e "/$path" ] || mount --bind "$here/$path" "/$path"
 done
 mount -t tmpfs tmpfs /run
@@ -112,7 +113,7 @@ def _remove(cgroup: Path) -> bool:
 
 
 def _furnish(here: Path) -> None:
-    for name in ("var/lib", "var/log", "etc", "dev", "units/service.d"):
+    for name in ("var/lib", "var/log", "etc/zmqpush", "dev", "units/service.d"):
         (here / name).mkdir(parents=True)
     (here / "dev/console").touch()
     (here / "etc/machine-id").write_text(f"{MACHINE}\n")

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import zmq
 
 from helpers import PATIENCE
-from zmqpush.core.frames import Ack, Data, Hello, Message, Welcome, decode, encode
+from zmqpush.core.frames import Ack, Data, Hello, Message, Welcome, decode, encode, public_name
 
-STREAM = "ab" * 16
+SECRET = "ab" * 16
+STREAM = public_name(SECRET)
 
 
 @contextlib.contextmanager
@@ -36,9 +37,9 @@ def receive(socket: zmq.Socket, wanted: type[Message]) -> tuple[Message, int]:
             return message, session
 
 
-def greet(socket: zmq.Socket, stream: str = STREAM, **values: object) -> tuple[dict, int]:
+def greet(socket: zmq.Socket, secret: str = SECRET, **values: object) -> tuple[dict, int]:
     """Begin a session; return what WELCOME says, and the session."""
-    hello = {"versions": [1, 1], "stream": stream, "run": "cd" * 16, "first": 1, **values}
+    hello = {"versions": [2, 2], "secret": secret, "run": "cd" * 16, "first": 1, **values}
     socket.send(encode(Hello(hello), 0))
     welcome, session = receive(socket, Welcome)
     return welcome.values, session

@@ -85,6 +85,7 @@ class Rsyslogd:
         self._port = directory / "port"
         self._config = directory / "rsyslog.conf"
         self._environment = os.environ | {"XDG_CONFIG_HOME": f"{directory}/config"}
+        shutil.copytree(os.environ["XDG_CONFIG_HOME"], directory / "config")
         self._child: subprocess.Popen[bytes] | None = None
 
     def translate(self, config: str) -> str:
@@ -145,14 +146,15 @@ class Rsyslogd:
         assert self._child
         return self._child.pid
 
-    def _connect(self) -> socket.socket:
+    def connect(self) -> socket.socket:
+        """Connect to its input by TCP."""
         return socket.create_connection(("127.0.0.1", int(self._port.read_text())), PATIENCE)
 
     def _listens(self) -> bool:
         if not (self.directory / "log").exists():
             return False
         try:
-            self._connect().close()
+            self.connect().close()
         except (FileNotFoundError, ValueError, ConnectionRefusedError):  # each for a moment
             return False
         return True
@@ -162,7 +164,7 @@ class Rsyslogd:
         assert self._child
         assert self._child.poll() is None, self._child.returncode
         wanted = list(wanted)
-        with self._connect() as connection:
+        with self.connect() as connection:
             connection.sendall(b"".join(syslog(number) + b"\n" for number in wanted))
         wait_until(lambda: set(wanted) <= set(numbers(self.local)))
 

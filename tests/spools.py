@@ -2,15 +2,37 @@
 
 import os
 import stat
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import DAMAGED, DROPPED, Data, Skip
+from zmqpush.core.frames import DAMAGED, DROPPED, Data, Labels, Skip
 from zmqpush.queue import WhenFull
 from zmqpush.settings import Sync
 from zmqpush.spool import Spool
+
+MARK = b"ZS\n\0mark"
+FORMER_MARK = b"ZS\1\1\0\0\0\0"  # of every entry in a segment of format 1
+
+
+def segment_header(mark: bytes = MARK, labels: bytes | None = None) -> bytes:
+    """Return the header of a segment as the specification says, independently of the code."""
+    labels = b'{"type":"","host":"","raw":false}' if labels is None else labels
+    beginning = struct.pack(">4sII8s", b"ZS\x02\x01", len(labels), zlib.crc32(labels), mark)
+    return 2 * (beginning + struct.pack(">I", zlib.crc32(beginning))) + 2 * labels
+
+
+HEADER_BYTES = len(segment_header())  # of a segment of open_spool()
+
+
+def entry_of(first: int, count: int, payload: bytes, mark: bytes = MARK) -> bytes:
+    """Return the bytes of an entry, as the specification says."""
+    numbers = struct.pack(">QQ", first, count)
+    crc = struct.pack(">I", zlib.crc32(numbers + payload))
+    length = struct.pack(">I", len(payload))
+    return mark[:4] + length + mark[4:] + numbers + crc + payload
 
 
 class Reports(list):
@@ -30,6 +52,7 @@ def open_spool(slot: Path, **options: object) -> Spool:
         "sync": Sync.BLOCK,
         "segment_bytes": 256,
         "reporter": Reports(),
+        "labels": Labels(),
     }
     return Spool(slot, **defaults | options)
 
@@ -148,7 +171,7 @@ class FaultyDisk:
 
     def open(self, path: object, flags: int, *args: int, **kwargs: object) -> int:
         """Open a file, or fail if that is to make a segment."""
-        if flags & os.O_EXCL and str(path).endswith(".seg") and (failure := self._failure("open")):
+        if flags & os.O_EXCL and str(path).endswith(".seg2") and (failure := self._failure("open")):
             raise failure
         return self._real["open"](path, flags, *args, **kwargs)
 

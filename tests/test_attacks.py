@@ -8,6 +8,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 import tracemalloc
 
 import pytest
@@ -15,7 +16,7 @@ import zmq
 
 from chaos import DOSE, patched
 from chaos import LONG as LONG_DOSE
-from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until
+from helpers import PATIENCE, ZMQPULL, ZMQPUSH, losses, statistics, wait_until
 from hostile import (
     COMMAND,
     LONG,
@@ -32,7 +33,18 @@ from hostile import (
     shake_hands,
 )
 from peers import bare, deliver, greet, receive
-from zmqpush.core.frames import Data, Hello, Reset, checksum, encode
+from zmqpush.core.frames import (
+    Ack,
+    Data,
+    Goodbye,
+    Hello,
+    Message,
+    Reset,
+    Welcome,
+    checksum,
+    decode,
+    encode,
+)
 from zmqpush.core.receiver import Receiver
 
 MIB = 1 << 20
@@ -227,7 +239,7 @@ def test_streams_that_never_sent_a_block_are_not_remembered():
 
     def greet_with(streams: range) -> None:
         for stream in streams:
-            values = {"versions": [1, 1], "stream": f"{stream:032x}", "run": "cd" * 16, "first": 1}
+            values = {"versions": [2, 2], "secret": f"{stream:032x}", "run": "cd" * 16, "first": 1}
             receiver.receive(b"peer %d" % (stream % 50), encode(Hello(values), 0), 0.0)
             receiver.take_replies()
 
@@ -259,7 +271,7 @@ def test_what_waits_for_the_sink_is_bounded_whoever_sent_it():
     receiver = Receiver({}, 64 * MIB, "disk", iter(range(1, 1 << 63)).__next__)
     accepted = 0
     for stream in range(1, 400):
-        values = {"versions": [1, 1], "stream": f"{stream:032x}", "run": "cd" * 16, "first": 1}
+        values = {"versions": [2, 2], "secret": f"{stream:032x}", "run": "cd" * 16, "first": 1}
         receiver.receive(b"peer", encode(Hello(values), 0), 0.0)
         block = Data.of(1, 1, b"x" * (MIB - 1) + b"\n")
         accepted += receiver.receive(b"peer", encode(block, stream), 0.0) is not None
@@ -267,7 +279,7 @@ def test_what_waits_for_the_sink_is_bounded_whoever_sent_it():
     assert accepted == 128
 
     receiver.committed(receiver.take_accepted())
-    receiver.receive(b"peer", encode(Hello(values | {"stream": "ab" * 16}), 0), 0.0)
+    receiver.receive(b"peer", encode(Hello(values | {"secret": "ab" * 16}), 0), 0.0)
     token = accepted + 400 - 128
     assert receiver.receive(b"peer", encode(block, token), 0.0)
 
@@ -318,6 +330,88 @@ def test_a_sender_that_acknowledges_is_not_filled_by_its_receiver(start, tmp_pat
     assert child.poll() is None
     assert peak_memory(child) < 128 * MIB
     assert b"cut off 127.0.0.1:" in errors.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", encode(Ack(1, 9, 9), 7), b"x" * 60_000],
+    ids=["empty", "acks", "long"],
+)
+def test_a_sender_goes_on_reading_whatever_its_receiver_sends(start, tmp_path, message):
+    """Frames without a pause: signals are heard, input is read, memory stays flat."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        child = start(ZMQPUSH, "--ack", "-c", endpoint, "--grace", 1)
+        peer, _ = server.accept()
+        ended = threading.Event()
+        poured = 0
+
+        def flood():
+            nonlocal poured
+            data = frame(message) * 10_000
+            with contextlib.suppress(OSError):
+                while not ended.is_set():
+                    peer.sendall(data)
+                    poured += len(data)
+
+        with peer:
+            peer.sendall(greeting() + ready(b"ROUTER"))
+            wait_until(lambda: b"READY" in peer.recv(4096))
+            flooding = threading.Thread(target=flood)
+            flooding.start()
+            for number in range(1, 6):
+                before = poured
+                wait_until(lambda before=before: poured > before)
+                child.stdin.write(b"a line\n")
+                child.stdin.flush()
+                wait_until(lambda number=number: statistics(child)[0] == number)
+            peak = peak_memory(child)
+            child.terminate()
+            code = child.wait(PATIENCE)
+            ended.set()
+            flooding.join()
+
+    assert code == 1
+    assert losses(child.stderr.read()) == (0, 5)
+    assert peak < 128 * MIB
+
+
+@pytest.mark.parametrize("end", [Goodbye(), Reset(404, "who?")])
+def test_a_receiver_that_ends_each_session_is_asked_ever_more_rarely(start, end):
+    """WELCOME and GOODBYE, or RESET, each time; once it acknowledges, all goes on at once."""
+    asked = []
+    with bare(zmq.ROUTER, "tcp://127.0.0.1:*") as receiver:
+
+        def hear(wanted: type[Message]):
+            while True:
+                peer, data = receiver.recv_multipart()
+                message, session = decode(data)
+                if isinstance(message, wanted):
+                    return peer, message, session
+
+        def welcome():
+            peer, hello, _ = hear(Hello)
+            asked.append(time.monotonic())
+            values = {"version": 1, "stream": hello.values["stream"], "run": "", "acked": 0}
+            values |= {"session": f"{len(asked):016x}", "blocks": 9, "bytes": 9, "ping": 5}
+            receiver.send_multipart((peer, encode(Welcome(values), len(asked))))
+            return peer
+
+        child = start(ZMQPUSH, "--ack", "-c", receiver.last_endpoint)
+        child.stdin.write(b"a line\n")
+        child.stdin.close()
+        for _ in range(4):
+            peer = welcome()
+            receiver.send_multipart((peer, encode(end, len(asked))))
+        welcome()
+        peer, data, session = hear(Data)
+        receiver.send_multipart((peer, encode(Ack(data.end, 9, 9), session)))
+        code = child.wait(PATIENCE)
+
+    assert code == 0
+    assert asked[2] - asked[1] >= 1
+    assert asked[3] - asked[2] >= 2
+    assert asked[4] - asked[3] >= 4
 
 
 def test_a_sender_that_is_bound_is_not_filled_by_its_receivers(start, tmp_path):

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "collectors.md").read_text()
 LOGSTASH = sorted((ROOT / "contrib" / "logstash").glob("*.conf"))
 VECTOR = sorted((ROOT / "contrib" / "vector").glob("*.toml"))
-FLUENT_BIT = sorted((ROOT / "contrib" / "fluent-bit").glob("*.conf"))
+FLUENT_BIT = sorted((ROOT / "contrib" / "fluent-bit").glob("*.yaml"))
 LINES = [b"ordinary", b"", b"\0\x1b[31mred\t\x7f", b"caf\xe9 \xff", "ü€\u2028".encode(), b'"\\,[{']
 DATA = b"\n".join(LINES)
 TEXTS = [line.decode("utf-8", "backslashreplace") for line in LINES]
@@ -377,35 +377,29 @@ def test_the_program_in_the_configuration_of_vector_makes_records_of_lines(pull)
         assert program.remap(about | {"message": other}) == about | {"message": other}
 
 
-def fluent_bit(path):
-    """Return the sections of a classic configuration file of Fluent Bit."""
-    sections = []
-    for line in path.read_text().splitlines():
-        if re.match(r"\s*(#|$)", line):
-            continue
-        if header := re.fullmatch(r"\[([A-Z]+)\]", line):
-            sections.append((header[1], {}))
-        else:
-            assert line.startswith("    ")
-            name, value = line.split(maxsplit=1)
-            assert sections[-1][1].setdefault(name.lower(), value) is value
-    return sections
-
-
 @pytest.mark.parametrize("path", FLUENT_BIT, ids=lambda path: path.name)
 def test_a_configuration_of_fluent_bit_names_what_there_is(path):
-    parsers = {s["name"] for _, s in fluent_bit(path.parent / "parsers.conf")}
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+    config = yaml.safe_load(path.read_text())
+    parsers = {parser["name"]: parser for parser in config.get("parsers", [])}
+    inputs, outputs = config["pipeline"]["inputs"], config["pipeline"]["outputs"]
 
-    for kind, section in fluent_bit(path):
-        assert kind in {"SERVICE", "INPUT", "OUTPUT", "PARSER"}
-        assert kind == "SERVICE" or "name" in section
-        assert section.get("parser", "zmqpush") in parsers
-        assert section.get("parsers_file", "parsers.conf") == "parsers.conf"
+    assert {*config} <= {"service", "parsers", "pipeline"}
+    assert {*config["pipeline"]} == {"inputs", "outputs"}
+    for section in (config.get("service", {}), *parsers.values(), *inputs, *outputs):
+        assert all(isinstance(value, str | int) for value in section.values())
+        assert all(name == name.lower() for name in section)
+    assert [part["name"] for part in inputs] in (["stdin"], ["tail"])
+    assert {part["parser"] for part in inputs if "parser" in part} == {*parsers}
+    assert all(part["match"] == "*" for part in outputs)
+    for parser in parsers.values():
+        stamp = GOOD["ecs"][parser["time_key"]]
+        datetime.strptime(stamp, parser["time_format"].replace("%L", "%f"))
 
 
 CHECKS = [
     *(["vector", "validate", "--no-environment", path] for path in VECTOR),
-    *(["fluent-bit", "--dry-run", "-c", path] for path in FLUENT_BIT if path.stem != "parsers"),
+    *(["fluent-bit", "--dry-run", "-c", path] for path in FLUENT_BIT),
     *(["logstash", "--config.test_and_exit", "-f", path] for path in LOGSTASH),
 ]
 

@@ -276,7 +276,7 @@ def test_memory_is_bounded_while_a_gigabyte_meets_an_absent_receiver(start, poli
     size = 1 << 30
     read, write = os.pipe()
     line = b"%0127d\n" % 0
-    child = start(ZMQPUSH, "-c", NOBODY, "--when-full", policy, "--timeout", "0", stdin=read)
+    child = start(ZMQPUSH, "-c", NOBODY, "--when-full", policy, "--grace", "0.1", stdin=read)
     os.close(read)
     block = line * 1024
     os.set_blocking(write, policy != "block")
@@ -289,7 +289,9 @@ def test_memory_is_bounded_while_a_gigabyte_meets_an_absent_receiver(start, poli
                 break
             time.sleep(0.001)
     os.close(write)
+    wait_until(lambda: statistics(child)[0] == -(-written // len(line)))
     peak = peak_memory(child)
+    child.terminate()
     out, err = outcome(child)
 
     assert (written == size) == (policy != "block")
@@ -305,10 +307,9 @@ def peak_memory(child):
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 def test_an_idle_connected_process_makes_no_system_calls(start, pull, tmp_path):
-    children = [
-        start(ZMQPUSH, "-c", pull.last_endpoint, "--framing", framing)
-        for framing in ("single", "frames", "array", "lines")
-    ]
+    options = [("--framing", framing) for framing in ("single", "frames", "array", "lines")]
+    options += [("--timeout", 1)]  # which is not looked at while nothing waits
+    children = [start(ZMQPUSH, "-c", pull.last_endpoint, *words) for words in options]
 
     def ship(line):
         for child in children:

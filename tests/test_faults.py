@@ -5,6 +5,7 @@ The links between them fail in ``test_faults_link.py``. Every test is about the 
 commands; ``ZMQPUSH_CHAOS=long`` makes the faults many and long.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -43,10 +45,11 @@ from chaos import (
     wait_for_growth,
     written,
 )
-from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until, wait_until_ready
-from peers import bare
+from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until, wait_until_ready
+from peers import bare, deliver, greet
+from spools import FORMER_MARK, entry_of
 from test_acked import statistics
-from zmqpush.core.frames import Error, encode
+from zmqpush.core.frames import Error, encode, public_name
 
 READ_BYTES = 128 << 10  # what zmqpush reads at once, and has not yet in its spool
 CREDIT_BYTES = 8 << 20
@@ -272,7 +275,7 @@ def test_08_a_receiver_that_stops_is_waited_for_in_little_memory(pipeline):
     time.sleep(DOSE.receiver_stopped)
     receiver.send_signal(signal.SIGCONT)
 
-    assert sum(path.stat().st_size for path in pipeline.spool.glob("0/*.seg")) > 60 << 20
+    assert sum(path.stat().st_size for path in pipeline.spool.glob("0/*.seg2")) > 60 << 20
     assert grown < 48 << 20
     assert end(sender, read=pipeline.fed) == (pipeline.fed, 0, 0, 0)
     stop(receiver)
@@ -343,7 +346,7 @@ def test_12_a_full_spool_stops_the_reading(pipeline):
     while b"the spool is full: reading waits" not in sender.stderr.readline():
         pass
     read = statistics(sender)[0]
-    size = sum(path.stat().st_size for path in pipeline.spool.glob("0/*.seg"))
+    size = sum(path.stat().st_size for path in pipeline.spool.glob("0/*.seg2"))
 
     assert 3 << 20 < size <= 4 << 20
     assert resident_bytes(sender) < 100 << 20
@@ -361,7 +364,7 @@ def test_13_the_oldest_records_are_dropped_by_whole_segments(pipeline):
     sender = pipeline.send("--spool-max", "1MiB", "--when-full", "drop-oldest")
     pipeline.put(sender, DOSE.backlog_lines)
     wait_until_read(sender, pipeline.fed)
-    first = min(int(path.stem) for path in pipeline.spool.glob("0/*.seg"))
+    first = min(int(path.stem) for path in pipeline.spool.glob("0/*.seg2"))
     receiver = pipeline.receive()
     _, dropped, lost, left = end(sender, read=pipeline.fed)
     said = stop(receiver)
@@ -494,7 +497,7 @@ class Trials:
         shutil.copytree(self.original, self.pipeline.spool)
         slot = self.pipeline.spool / "0"
         # A stream of its own, so that the receiver takes everything.
-        (slot / "meta").write_text(json.dumps({"format": 1, "stream": secrets.token_hex(16)}))
+        (slot / "meta").write_text(json.dumps({"format": 2, "secret": secrets.token_hex(16)}))
         change(slot)
         size = self.pipeline.path.stat().st_size if self.pipeline.path.exists() else 0
         sender = self.pipeline.send()
@@ -515,7 +518,7 @@ def test_17_a_torn_end_costs_what_was_not_synced(pipeline):
     pipeline.put(sender, 1)
     end(sender, read=3, before=5)
     trials = Trials(pipeline)
-    segment = max((pipeline.spool / "0").glob("*.seg"))
+    segment = max((pipeline.spool / "0").glob("*.seg2"))
     size = segment.stat().st_size
     last = 32 + len(line(8))
     for missing in range(1, last + 1, DOSE.stride):
@@ -536,21 +539,19 @@ def test_18_a_flipped_bit_costs_the_records_of_its_block(pipeline):
         wait_until_read(sender, pipeline.fed)
     end(sender, read=4)
     pipeline.leave(2)
-    blocks = list(entries((pipeline.spool / "0" / f"{1:020d}.seg").read_bytes()))
-    assert [(first, payload) for first, payload in blocks] == [
-        (1, line(1)),
-        (2, line(2) + line(3)),
-        (4, line(4)),
-    ]
+    segment = (pipeline.spool / "0" / f"{1:020d}.seg2").read_bytes()
+    blocks = list(entries(segment))
+    assert blocks == [(1, line(1)), (2, line(2) + line(3)), (4, line(4))]
+    sizes = [32 + len(payload) for _, payload in blocks]
+    # Of the header everything is there twice.
+    spans = [(len(segment) - sum(sizes), []), *zip(sizes, ([1], [2, 3], [4]), strict=True)]
     trials = Trials(pipeline)
     begin = skipped = 0
-    for first, payload in blocks:
-        size = 32 + len(payload)
-        gone = list(range(first, first + payload.count(b"\n")))
+    for size, gone in spans:
         for offset in range(begin, begin + size, DOSE.stride):
 
             def flip(slot, offset=offset):
-                with open(slot / f"{1:020d}.seg", "r+b") as file:
+                with open(slot / f"{1:020d}.seg2", "r+b") as file:
                     byte = os.pread(file.fileno(), 1, offset)[0]
                     os.pwrite(file.fileno(), bytes([byte ^ 1 << offset % 8]), offset)
 
@@ -603,7 +604,7 @@ def test_20_segments_below_the_floor_do_not_matter(pipeline, tmp_path, left):
     assert killed(sender)
     feeder.stop()
     pipeline.look_what_is_safe()
-    segments = sorted(pipeline.spool.glob("0/*.seg"))
+    segments = sorted(pipeline.spool.glob("0/*.seg2"))
     below = [first for first, _ in entries(segments[0].read_bytes())]
     assert below[0] == 1
     assert len(segments) > 1
@@ -703,6 +704,42 @@ def test_24_without_the_receivers_state_only_what_was_not_yet_acknowledged_comes
     assert len(lines(too_often)) <= CREDIT_BYTES
 
 
+def test_57_two_receivers_take_turns_at_one_file(pipeline, some, tmp_path):
+    """
+    Each with a state of its own, each killed: lost 0, of no one, and never two on one line.
+
+    Repeated: what one had written and not acknowledged, as far as the other wrote after it;
+    the next start of the first reports that.
+    """
+    sender = pipeline.send()
+    feeder = pipeline.feed(sender)
+    kept = 0
+    for turn in range(2 * DOSE.kills):
+        pipeline.state = tmp_path / f"state-{turn % 2}"
+        receiver = pipeline.receive()
+        wait_for_growth(pipeline.path, some(), receiver)
+        kill(receiver)
+        kept += sum(map(int, re.findall(rb"kept the last (\d+) bytes", receiver.stderr.read())))
+    pipeline.fed = feeder.stop()
+    receiver = pipeline.receive()
+    assert end(sender, read=pipeline.fed) == (pipeline.fed, 0, 0, 0)
+    kept += sum(map(int, re.findall(rb"kept the last (\d+) bytes", stop(receiver))))
+    pipeline.state = tmp_path / "state-0"
+    last = stop(pipeline.receive())
+    kept += sum(map(int, re.findall(rb"kept the last (\d+) bytes", last)))
+
+    whole = {line(number)[:-1]: number for number in range(1, pipeline.fed + 1)}
+    records = pipeline.path.read_bytes().splitlines()
+    numbers = [whole[record] for record in records if record in whole]
+    lost, too_often = compare(numbers, range(1, pipeline.fed + 1))
+    assert lost == []
+    assert len(lines(too_often)) <= kept
+    # The torn end of a write is a line of its own.
+    torn = [record for record in records if record not in whole]
+    assert len(torn) <= 2 * DOSE.kills
+    assert all(any(each.startswith(piece) for each in whole) for piece in torn)
+
+
 def test_28_the_wall_clock_may_leap(pipeline, some):
     """A day to and fro at both ends, all the time: lost 0, repeated 0."""
     command = patched("zmqpull", LEAPING_CLOCK)
@@ -779,9 +816,10 @@ def test_43_a_receiver_of_another_version_is_told_and_the_records_stay(pipeline)
         sender = pipeline.send("--timeout", 1)
         pipeline.put(sender, 100)
         peer, _ = receiver.recv_multipart()
-        receiver.send_multipart((peer, encode(Error(505, "this receiver speaks version 2"), 0)))
+        receiver.send_multipart((peer, encode(Error(505, "this receiver speaks version 1"), 0)))
         _, err = sender.communicate(timeout=PATIENCE)
-    line = f"zmqpush: {pipeline.endpoint}: it refuses: this receiver speaks version 2 (505)\n"
+    line = f"zmqpush: {pipeline.endpoint}: it refuses: this receiver speaks version 1 (505); "
+    line += "this sender speaks version 2: upgrade the older one\n"
 
     assert sender.returncode == 75
     assert err.startswith(line.encode())
@@ -884,11 +922,139 @@ def test_both_ends_killed_at_random_write_each_line_once(pipeline, some):
     pipeline.verify()
 
 
+# Whose records they are.
+
+
+@pytest.mark.parametrize("who", ["sender", "receiver", "either"])
+def test_47_records_stay_under_the_labels_of_their_runs(pipeline, tmp_path, some, who):
+    """Runs of two types take turns in one spool, killed: each record is in its file once."""
+    paths = {kind: tmp_path / f"of-{kind}" for kind in "ab"}
+    pipeline.path = tmp_path / "of-{type}"
+    kinds = {}
+    receiver = None
+    for run in range(2 * DOSE.kills):
+        if receiver is None and run % 3:  # every third run leaves all that it reads
+            receiver = pipeline.receive()
+        kind = "ab"[run % 2]
+        sender = pipeline.send(kind)
+        feeder = pipeline.feed(sender)
+        if receiver is None:
+            wait_until(lambda: len(spooled(pipeline.spool)) > 10_000)
+        else:
+            wait_for_growth(paths[kind], some(), sender)
+        if receiver and who != "sender" and run % 2:
+            kill(receiver)
+            receiver = None
+        if who == "receiver":
+            feeder.stop()
+            sender.terminate()
+            sender.communicate(timeout=PATIENCE)
+        else:
+            kill(sender)
+            feeder.stop()
+        before = pipeline.fed
+        safe = {*spooled(pipeline.spool), *written(*paths.values())}
+        pipeline.fed = max(safe, default=0)
+        assert compare(safe, range(1, pipeline.fed + 1)) == ([], [])
+        kinds |= dict.fromkeys(range(before + 1, pipeline.fed + 1), kind)
+    receiver = receiver or pipeline.receive()
+    sender = pipeline.send("b", "--grace", PATIENCE)
+    assert end_without_accounting(sender) == 0
+    stop(receiver)
+
+    for kind, path in paths.items():
+        assert written(path) == [number for number, of in kinds.items() if of == kind]
+
+
+def test_48_who_knows_the_name_of_a_stream_cannot_speak_for_it(pipeline):
+    """A stranger in that name, by all that a greeting can say: lost 0, repeated 0."""
+    pipeline.leave(1000)
+    receiver = pipeline.receive()
+    secret = json.loads((pipeline.spool / "0" / "meta").read_bytes())["secret"]
+    name = public_name(secret)  # as in a key of Kafka, an id of NATS and a dead letter
+    wait_until_ready(receiver)
+    with bare(zmq.DEALER, pipeline.endpoint) as stranger:
+        for values in ({"secret": name}, {"was": name}, {"stream": name}, {"first": 1001}):
+            _, session = greet(stranger, **{"secret": secrets.token_hex(16), **values})
+            first = values.get("first", 1)
+            deliver(stranger, session, first, *(b"<34> stranger" for _ in range(1000)))
+        sender = pipeline.send()
+        pipeline.put(sender, 10)
+        assert end(sender, read=10, before=1000) == (1010, 0, 0, 0)
+    stop(receiver)
+    records = pipeline.path.read_bytes().splitlines()
+    honest = [record for record in records if b"stranger" not in record]
+
+    assert list(map(number_of, honest)) == list(range(1, 1011))
+    assert len(records) == 1010 + 4 * 1000
+
+
+@pytest.mark.parametrize("number", [3, 1 << 40, (1 << 63) - 2])
+def test_49_content_is_never_taken_for_the_spool(start, tmp_path, number):
+    """Raw lines that are entries of either format, behind a torn write: not one is delivered."""
+    spool, path, endpoint = tmp_path / "spool", tmp_path / "all", f"ipc://{tmp_path}/socket"
+    forged = [entry_of(number, 1, b"forged\n", mark)[:-1] for mark in (FORMER_MARK, b"ABCDabcd")]
+    torn = b"".join(line + b"\n" for line in [b"torn", *forged, b"end"])
+    assert torn.count(b"\n") == 4
+    args = ("--format", "raw", "--spool", spool, "-c", endpoint)
+    for data in (b"1\n2\n", torn):
+        assert push(*args, "--timeout", 0, data=data).returncode == 75
+    segment = max(spool.glob("0/*.seg2"))
+    os.truncate(segment, segment.stat().st_size - 2)
+    for data in (b"3\n", b"4\n"):
+        assert push(*args, "--timeout", 0, data=data).returncode == 75
+    receiver = start(ZMQPULL, "-a", endpoint, "--to", path)
+    done = push(*args, data=b"5\n")
+    stop(receiver)
+
+    assert (done.returncode, sent(done)) == (0, 5)
+    assert path.read_bytes() == b"1\n2\n3\n4\n5\n"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_50_a_spool_and_a_state_of_earlier_versions_go_over_by_themselves(pipeline, known):
+    """The receiver has more than the sender knows: lost 0, repeated 0; its file is gone on."""
+    slot = pipeline.spool / "0"
+    slot.mkdir(parents=True, mode=0o700)
+    pipeline.spool.chmod(0o700)
+    former = {"format": 1, "stream": "ab" * 16, "inode": slot.stat().st_ino}
+    (slot / "meta").write_text(json.dumps(former))
+    (slot / f"{1:020d}.seg").write_bytes(
+        b"".join(entry_of(n, 1, line(n), FORMER_MARK) for n in range(1, 11))
+    )
+    pipeline.fed = 10
+    pipeline.state.mkdir()
+    with contextlib.closing(sqlite3.connect(pipeline.state / "state.db")) as database:
+        database.executescript(
+            "CREATE TABLE streams (principal TEXT, stream TEXT, acked INTEGER, run TEXT,"
+            " seen INTEGER, PRIMARY KEY (principal, stream)) WITHOUT ROWID;"
+            "CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;"
+            "PRAGMA user_version = 2;"
+        )
+        row = ("anonymous", ("ab" if known else "cd") * 16, 7, "12" * 16, int(time.time()))
+        database.execute("INSERT INTO streams VALUES (?, ?, ?, ?, ?)", row)
+        database.commit()
+    for count in (5, 5):
+        receiver = pipeline.receive()
+        sender = pipeline.send()
+        pipeline.put(sender, count)
+        sender.communicate(timeout=PATIENCE)
+        assert sender.returncode == 0
+        stop(receiver)
+    with contextlib.closing(sqlite3.connect(pipeline.state / "state.db")) as database:
+        found = dict(database.execute("SELECT stream, acked FROM streams"))
+    meta = json.loads((slot / "meta").read_bytes())
+
+    assert written(pipeline.path) == list(range(8 if known else 1, 21))
+    assert (meta["format"], meta["was"]) == (2, "ab" * 16)
+    assert found == {public_name(meta["secret"]): 20} | ({} if known else {"v1/" + "cd" * 16: 7})
+
+
 # What cannot be used.
 
 
 def of_a_later_version(slot):
-    (slot / "meta").write_text('{"format": 2, "stream": "' + "ab" * 16 + '"}')
+    (slot / "meta").write_text('{"format": 3, "secret": "' + "ab" * 16 + '"}')
 
 
 def of_somebody_else(slot):
@@ -918,14 +1084,14 @@ def with_a_directory_as_lock(slot):
 
 
 def with_a_directory_as_segment(slot):
-    (slot / f"{9:020d}.seg").mkdir()
+    (slot / f"{9:020d}.seg2").mkdir()
 
 
 @pytest.mark.parametrize(
     ("trouble", "code", "told"),
     [
         (of_a_later_version, 78, "{}/0 is a spool of a later version"),
-        (of_somebody_else, 78, "{}/0 belongs to somebody else"),
+        (of_somebody_else, 78, "{}/0 belongs to somebody else: chown it .*, or use another"),
         (beside_something, 78, "{} is no spool: it holds 'notes'"),
         (a_link, 78, "{} is no spool: it holds '0'"),
         (with_a_directory_as_state, 74, "cannot use the spool {}.*: Is a directory"),
@@ -952,7 +1118,7 @@ def test_a_spool_that_cannot_be_used_keeps_what_it_holds(pipeline, tmp_path, tro
 
 def test_without_its_meta_a_spool_is_delivered_under_a_new_name(pipeline):
     """Unreadable `meta`: what is there is delivered all the same; lost 0, repeated 0."""
-    for meta in (b"", b"{}", b"\xff", b'{"format": 1, "stream": "AB"}', b'{"format": "1"}'):
+    for meta in (b"", b"{}", b"\xff", b'{"format": 2, "secret": "AB"}', b'{"format": "2"}'):
         pipeline.leave(10)
         (pipeline.spool / "0" / "meta").write_bytes(meta)
 

@@ -23,10 +23,10 @@ import pytest
 import zmq
 
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until, wait_until_ready
-from peers import STREAM, bare, deliver, greet, receive
+from peers import SECRET, bare, deliver, greet, receive
 from proxy import Proxy
 from test_pull import finish
-from zmqpush.core.frames import Data, Reset, Skip, encode
+from zmqpush.core.frames import Data, Labels, Reset, Skip, encode
 from zmqpush.core.receiver import Receiver
 from zmqpush.core.sender import Sender
 
@@ -310,7 +310,7 @@ class Flipper:
 
     def __call__(self, data: bytes) -> bytes:
         """Return what to pass."""
-        begin = data.find(b"ZP\1\3")
+        begin = data.find(b"ZP\2\3")
         if self.at is None or begin < 9 or begin + self.at >= len(data):
             return data
         place, self.at = begin + self.at, None
@@ -345,12 +345,19 @@ class Blocks:
 
     recovered = 0
     spooled = True
+    was = ""
+    labels = Labels("syslog", "web1")
 
     def __init__(self, count: int) -> None:
-        self.stream = STREAM
+        self.secret = SECRET
         self.count = count
         self.first = 1
         self._next = 1
+
+    @property
+    def next_labels(self):
+        """What the records of the next block have in common."""
+        return self.labels if self._next <= self.count else None
 
     def take(self):
         """Return the next block."""
@@ -370,7 +377,7 @@ class Blocks:
 
     def rename_stream(self):
         """Take a new name."""
-        self.stream = "ef" * 16
+        self.secret = "ef" * 16
 
 
 def converse(count, dies_after, flipped=-1, bit=0):
@@ -383,7 +390,7 @@ def converse(count, dies_after, flipped=-1, bit=0):
     frames, written, safe, floors, moved = [], [], 0, {}, []
     store, tokens = Blocks(count), iter(range(1000, 2000))
     receiver = Receiver(floors, 1 << 20, "disk", lambda: next(tokens))
-    sender = Sender(store, "cd" * 16, {})
+    sender = Sender(store, "cd" * 16)
     now, peer = 0.0, 0
     sender.connect(now)
 

@@ -3,18 +3,17 @@
 import itertools
 import shutil
 
-from spools import numbers_in, open_spool, payload, put
-from zmqpush.core.frames import DAMAGED, Data, Skip
+from spools import entry_of, numbers_in, open_spool, payload, put, segment_header
+from zmqpush.core.frames import DAMAGED, Skip
 from zmqpush.core.receiver import Receiver
 from zmqpush.core.sender import Sender
-from zmqpush.segments import HEADER, MAGIC
 from zmqpush.settings import Sync
 
 
 def converse(slot, run, receiver, peer):
     """Open a spool and send all that is in it; return the numbers that the sink is given."""
     spool = open_spool(slot, sync=Sync.OFF)
-    sender = Sender(spool, run, {})
+    sender = Sender(spool, run)
     sender.connect(0)
     numbers = []
     for _ in range(10):
@@ -51,16 +50,11 @@ def test_the_copy_of_a_machine_goes_on_behind_what_the_other_one_sent_of_the_sam
     assert converse(other, "bb" * 16, receiver, b"other") == [104, 105]
 
 
-def entry(first, records, lines):
-    block = Data.of(first, records, lines)
-    return HEADER.pack(MAGIC, len(lines), 0, first, records, block.crc) + lines
-
-
 def fill(slot, *segments):
     slot.mkdir()
     for entries in segments:
-        path = slot / f"{entries[0][0]:020d}.seg"
-        path.write_bytes(b"".join(entry(*each) for each in entries))
+        path = slot / f"{entries[0][0]:020d}.seg2"
+        path.write_bytes(segment_header() + b"".join(entry_of(*each) for each in entries))
 
 
 def test_what_no_receiver_would_take_is_passed_over_as_damaged(tmp_path):

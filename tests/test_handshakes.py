@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import zmq
 
 import test_curve
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until, wait_until_ready
@@ -89,7 +90,7 @@ def port_of(endpoint):
 
 
 class Lines:
-    """What a program has said on standard error, so far."""
+    """What a program has said on standard error, so far, but that there is no receiver."""
 
     def __init__(self, child):
         self._child, self.all = child, []
@@ -98,7 +99,8 @@ class Lines:
 
     def _read(self):
         with contextlib.suppress(ValueError):
-            self.all.extend(iter(self._child.stderr.readline, b""))
+            lines = iter(self._child.stderr.readline, b"")
+            self.all.extend(line for line in lines if b": no receiver " not in line)
 
     def that(self, text):
         return [line for line in list(self.all) if text.encode() in line]
@@ -238,14 +240,87 @@ def test_a_sender_that_is_refused_is_no_load(ends, keys):
 
 
 @MODES
-def test_a_port_for_the_other_delivery_is_told_of(ends, mode):
+@pytest.mark.parametrize("encrypted", [True, False], ids=["curve", "null"])
+def test_a_port_for_the_other_delivery_is_told_of_at_both_ends(ends, keys, mode, encrypted):
     ends.mode = "ack" if mode == "plain" else "plain"
-    ends.pull()
+    _, told = ends.pull(*(keys.binds() if encrypted else []))
     ends.mode = mode
-    _, says = ends.push()
-    wait_until(lambda: says.all)
+    _, says = ends.push(*(keys.connects() if encrypted else []))
+    wait_until(lambda: says.all and told.all)
 
-    assert len(says.that("or is a port for the other delivery")) == 1
+    port, peer = {
+        "plain": ("a port for --ack", "a sender without --ack, which belongs at a --bind"),
+        "ack": ("a port for senders without --ack", "a sender with --ack, which belongs at an"),
+    }[mode]
+    assert f"{ends.endpoint} is {port}" in says.all[0].decode()
+    assert peer in told.all[0].decode()
+    assert len(told.all) == 1
+
+
+def test_who_connects_and_goes_is_not_told_of_but_a_wrong_sender_after_it_is(ends):
+    """As a health check does."""
+    receiver, told = ends.pull()
+    wait_until_ready(receiver)
+    for _ in range(3):
+        socket.create_connection(("127.0.0.1", port_of(ends.endpoint))).close()
+    ends.push()
+    wait_until(ends.delivered)
+    ends.mode = "ack"
+    ends.push()
+    wait_until(lambda: told.all)
+
+    assert len(told.that("a sender with --ack")) == len(told.all) == 1
+
+
+@MODES
+@pytest.mark.parametrize("kind", ["SUB", "PUB", "PUSH", "PAIR"])
+def test_another_kind_of_zeromq_socket_is_told_of(ends, mode, kind):
+    ends.mode = mode
+    with zmq.Context() as context, context.socket(getattr(zmq, kind)) as other:
+        other.setsockopt(zmq.LINGER, 0)
+        other.bind(ends.endpoint)
+        _, says = ends.push()
+        wait_until(lambda: says.all)
+
+    line = says.all[0].decode()
+    assert "another kind of ZeroMQ socket" in line or "closes the connection" in line
+
+
+# Nobody there.
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        ("{free}", "{free}: Connection refused: is zmqpull running there?"),
+        ("tcp://[::1]:9", "tcp://[::1]:9: "),
+        ("tcp://host.invalid:5014", "cannot resolve host.invalid: "),
+        ("tcp://host..invalid:5014", "cannot resolve host..invalid: "),
+        ("ipc://{path}/none", "ipc://{path}/none: No such file or directory: is zmqpull running"),
+    ],
+)
+def test_why_nobody_is_there_is_said_where_that_is_said(start, tmp_path, mode, endpoint, why):
+    free = free_endpoint("tcp", tmp_path)
+    endpoint, why = (text.format(free=free, path=tmp_path) for text in (endpoint, why))
+    child = start(ZMQPUSH, "-c", endpoint, *(["--ack"] if mode == "ack" else []))
+    feed(child, SECRET + b"\n")
+    told = Lines(child)
+    wait_until(lambda: told.that(why))
+
+    (line,) = told.that(why)
+    assert line.startswith((b"zmqpush: no receiver ", b"zmqpush: cannot resolve "))
+    child.terminate()
+    assert child.wait(PATIENCE) == 1  # and nothing keeps it from its end
+
+
+def test_a_receiver_that_connects_says_once_why_nobody_is_there(start, tmp_path):
+    endpoint = free_endpoint("tcp", tmp_path)
+    child = start(ZMQPULL, "-c", endpoint)
+
+    assert child.stderr.readline().decode() == (
+        f"zmqpull: {endpoint}: Connection refused: is zmqpush running there?\n"
+    )
 
 
 # Strangers.

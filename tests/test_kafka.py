@@ -717,8 +717,11 @@ def test_the_missing_package_is_named(start):
     _, err = child.communicate(timeout=PATIENCE)
 
     assert child.returncode == 2
-    needed = "--to kafka:// needs the Python package confluent_kafka: pip install 'zmqpush[kafka]'"
-    assert err.decode().splitlines()[-1] == f"Error: {needed}"
+    needed = (
+        "--to kafka:// needs the Python package confluent_kafka: "
+        "pip install '.[kafka]' in the checkout of zmqpush brings it"
+    )
+    assert err.decode().splitlines()[-1] == f"zmqpull: {needed}; see zmqpull --help"
 
 
 @needs_mock_kafka

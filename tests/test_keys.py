@@ -534,7 +534,7 @@ def test_nothing_that_the_programs_make_is_open_to_others(pair, start, tmp_path)
     ship = (ZMQPUSH, "-q", "--timeout", 0, "--spool", made / "spool")
     for line in (b"one\n", b"two\n"):
         run(*ship, "-c", NOBODY, input=line, umask=0)
-    segment = min(made.glob("spool/0/*.seg"))
+    segment = min(made.glob("spool/0/*.seg2"))
     data = bytearray(segment.read_bytes())
     data[-2] ^= 1
     segment.write_bytes(data)

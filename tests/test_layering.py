@@ -21,10 +21,20 @@ PURE = {
     "core.records",
     "core.sender",
 }
-VOCABULARY = {"", "errors", "settings", "queue", "telemetry", "descriptors", "disk", "faults"}
+VOCABULARY = {
+    "",
+    "errors",
+    "settings",
+    "queue",
+    "telemetry",
+    "descriptors",
+    "disk",
+    "faults",
+    "background",
+}
 ALLOWED = {
-    "__main__": {"cli", "keys_cli"},
-    "cli": {"config", "values", "omprog", "push", "pull", "slots"},
+    "__main__": {"cli", "keys_cli", "failures"},
+    "cli": {"config", "values", "failures", "omprog", "push", "pull", "slots"},
     "push": {"source", "omprog", "outlet", "plain", "acked", "guard", "endings"},
     "omprog": {"source"},
     "outlet": {"endings"},
@@ -44,7 +54,7 @@ ALLOWED = {
     "state": {"sinks"},
     "sinks": {"sinks.files"},
     "sinks.kafka": {"sinks", "sinks.kafka_client", "sinks.template"},
-    "sinks.files": {"sinks", "sinks.output", "sinks.template"},
+    "sinks.files": {"sinks", "sinks.journal", "sinks.output", "sinks.template"},
     "sinks.nats": {"sinks", "sinks.nats_client", "sinks.template"},
 }
 MODULES = sorted(

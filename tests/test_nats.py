@@ -469,18 +469,23 @@ def test_without_a_stream_it_says_how_to_make_one(start, nats_server, tmp_path):
     )
 
 
+DOES_NOT_KEEP = (
+    b"the stream LOGS confirms messages and does not keep them (retention: %s); "
+    b"make one with --retention limits\n"
+)
+
+
 @pytest.mark.parametrize(
     ("config", "line"),
     [
         ({"no_ack": True}, b"the stream LOGS does not acknowledge\n"),
         ({"max_msg_size": 200}, b"the stream LOGS takes no messages of this size\n"),
-        (
-            {"retention": "workqueue"},
-            b"the stream LOGS is a work queue, whose end cannot be read\n",
-        ),
+        ({"allow_msg_counter": True}, b"the stream LOGS holds counters, not records\n"),
+        ({"retention": "workqueue"}, DOES_NOT_KEEP % b"workqueue"),
+        ({"retention": "interest"}, DOES_NOT_KEEP % b"interest"),
     ],
 )
-def test_a_stream_that_could_hold_nothing_is_told(start, nats_server, tmp_path, config, line):
+def test_a_stream_that_could_hold_nothing_is_refused(start, nats_server, tmp_path, config, line):
     server = nats_server()
     server.add_stream("LOGS", ["logs"], **config)
     code, _, err = finish(start(ZMQPULL, "-a", f"ipc://{tmp_path}/s", "--to", f"{server.url}/logs"))
@@ -490,12 +495,77 @@ def test_a_stream_that_could_hold_nothing_is_told(start, nats_server, tmp_path, 
     assert err.count(b"\n") == 1
 
 
-def test_a_stream_in_memory_is_warned_of(start, nats_server, tmp_path):
-    server = nats_server()
-    server.add_stream("LOGS", ["logs"], storage="memory")
-    child = start(ZMQPULL, "-a", f"ipc://{tmp_path}/s", "--to", f"{server.url}/logs")
+@pytest.mark.parametrize(
+    ("config", "warnings"),
+    [
+        ({"storage": "memory"}, [b"is in memory"]),
+        ({"persist_mode": "async"}, [b"acknowledges records before they are on its disk"]),
+        ({"duplicate_window": 1}, [b"knows the names of messages for 1 s"]),
+        ({"max_age": 5}, [b"knows the names of messages for 5 s"]),
+        # With sources, a server knows no names unless told to.
+        ({"sources": ["OTHER"]}, [b"knows the names of messages for 0 s"]),
+        ({"storage": "memory", "duplicate_window": 1}, [b"is in memory", b"for 1 s"]),
+        ({"duplicate_window": 10}, []),
+        ({"discard": "new", "max_msgs": 10, "deny_delete": True, "deny_purge": True}, []),
+        ({"max_msgs_per_subject": 10, "allow_rollup_hdrs": True, "num_replicas": 1}, []),
+    ],
+)
+def test_a_stream_that_promises_less_is_warned_of_once(
+    start, nats_server, tmp_path, config, warnings
+):
+    from nats.js.api import StreamSource
 
-    assert b"the stream LOGS is in memory" in child.stderr.readline()
+    server = nats_server()
+    if "sources" in config:
+        server.add_stream("OTHER", ["other"])
+        config = {"sources": [StreamSource(name="OTHER")]}
+    server.add_stream("LOGS", ["logs"], **config)
+    endpoint = f"ipc://{tmp_path}/s"
+    with Proxy(server.port) as proxy:
+        child = start(ZMQPULL, "-a", endpoint, "--to", f"nats://127.0.0.1:{proxy.port}/logs")
+        assert push("-q", "--ack", "-c", endpoint, data=b"one\n").returncode == 0
+        proxy.reset()
+        assert push("-q", "--ack", "-c", endpoint, data=b"two\n").returncode == 0
+        said = stop(child)
+    lines = [line for line in said.splitlines() if b": the stream LOGS " in line]
+
+    assert len(lines) == len(warnings)
+    assert all(warning in line for line, warning in zip(lines, warnings, strict=True))
+
+
+def test_a_stream_that_no_longer_keeps_what_it_confirms_is_waited_for(pipeline):
+    """It is changed while records come; what it confirmed before that was noticed is gone."""
+    receiver = pipeline.receive()
+    sender = pipeline.send("web")
+    feeder = pipeline.feed(sender)
+    wait_until(lambda: pipeline.count > 100)
+    pipeline.server.update_stream("LOGS", retention="interest")
+    assert b"(retention: interest)" in told(receiver, b": waiting\n")
+    pipeline.server.update_stream("LOGS", retention="limits")
+    pipeline.fed = feeder.stop()
+    assert end(sender, read=pipeline.fed) == (pipeline.fed, 0, 0, 0)
+    assert b"writing to nats://" in stop(receiver)
+
+    numbers = [*map(number_of, pipeline.records)]
+    assert numbers == [*range(numbers[0], pipeline.fed + 1)]
+
+
+def test_the_end_of_a_stream_is_read_whatever_its_limits_of_consumers(nats_server, start, tmp_path):
+    from nats.js.api import StreamConsumerLimits
+
+    server = nats_server()
+    limits = StreamConsumerLimits(inactive_threshold=5_000_000_000, max_ack_pending=10)
+    server.add_stream("LOGS", ["logs.>"], consumer_limits=limits, max_consumers=2)
+    pipeline = NatsPipeline(start, tmp_path, server)
+    receiver = pipeline.receive(fault="engine-written:2")
+    sender = pipeline.send()
+    pipeline.put(sender, 1000)
+    assert killed(receiver)
+    receiver = pipeline.receive()
+    assert end(sender, read=1000) == (1000, 0, 0, 0)
+    stop(receiver)
+
+    pipeline.verify()
 
 
 def test_a_server_that_is_down_is_waited_for_from_the_start(pipeline):

@@ -36,10 +36,11 @@ from chaos import (
     stop,
     written,
 )
-from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPUSH, wait_until, wait_until_ready
+from helpers import NOBODY, PATIENCE, SUMMARY, ZMQPUSH, push, wait_until, wait_until_ready
 
 BEGIN, COMMIT = b"BEGIN TRANSACTION", b"COMMIT TRANSACTION"
 OK, DEFER_COMMIT = b"OK", b"DEFER_COMMIT"
+REFUSED = b"the first transaction may not be whole: once more, please"
 ANSWER_BYTES = 4095  # of a line, with its newline
 LEVELS = pytest.mark.parametrize("level", ["write", "fsync", "remote"])
 WAYS = pytest.mark.parametrize("transactions", [False, True], ids=["messages", "transactions"])
@@ -59,6 +60,7 @@ class Rsyslog:
         errors: The file that the program's standard error is appended to.
         confirm_timeout: In seconds.
         pipe_bytes: How much the program's standard input holds, when it starts.
+        transactions: Whether it uses transactions (and the program is told so).
 
     Attributes:
         child: The program, while there is one.
@@ -67,12 +69,15 @@ class Rsyslog:
 
     """
 
-    def __init__(self, start, command, errors, confirm_timeout=10.0, pipe_bytes=65536):
+    def __init__(
+        self, start, command, errors, confirm_timeout=10.0, pipe_bytes=65536, transactions=False
+    ):
         self._start = start
         self._command = command
         self._errors = errors
         self.confirm_timeout = confirm_timeout
         self._pipe_bytes = pipe_bytes
+        self.transactions = transactions
         self.child = None
         self.restarts = 0
 
@@ -169,15 +174,15 @@ class Rsyslog:
             self.refused = True
         assert self.hand_over(BEGIN) == OK
 
-    def deliver(self, messages, *, transactions=False):
+    def deliver(self, messages):
         """Have some messages confirmed, as one transaction or one by one, whatever dies."""
-        units = [messages] if transactions else [[message] for message in messages]
+        units = [messages] if self.transactions else [[message] for message in messages]
         for unit in units:
             for _ in range(100):
                 try:
                     if self.child is None:
                         self.begin()
-                    if transactions:
+                    if self.transactions:
                         self.commit(unit)
                     else:
                         assert self.hand_over(unit[0]) == OK
@@ -233,6 +238,8 @@ def make(start, pipeline, tmp_path):
 
     def make(*options, command=(ZMQPUSH,), level="remote", **kwargs):
         spool = () if level == "remote" else ("--spool", pipeline.spool)
+        if kwargs.get("transactions"):
+            options = ("--transactions", *options)
         options = ("--omprog", "-c", pipeline.endpoint, "--confirm", level, *spool, *options)
         errors = tmp_path / f"errors{len(made)}"
         made.append(Rsyslog(start, (*command, *options), errors, **kwargs))
@@ -305,7 +312,8 @@ def test_each_message_has_one_answer_and_makes_one_record(pipeline, make, format
         assert rsyslog.hand_over(message) == OK
 
     assert texts(pipeline) == [
-        message.removesuffix(b"\n").decode(errors="backslashreplace") for message in MESSAGES
+        message.removesuffix(b"\n").removesuffix(b"\r").decode(errors="backslashreplace")
+        for message in MESSAGES
     ]
     assert rsyslog.end() == 0
 
@@ -339,6 +347,60 @@ def test_a_message_that_is_too_long_is_split_and_has_one_answer(pipeline, make, 
     ]
     assert after == "after it"
     assert rsyslog.end() == 0
+
+
+@pytest.mark.parametrize("format", ["json", "raw"])
+def test_a_carriage_return_is_treated_as_without_answers(pipeline, make, start, format):
+    texts = [b"a\r", b"b\r\r", b"\rc", b"\r", b"x" * 10 + b"\r", b"y" * 11 + b"\r", b"z\r" * 99_999]
+    options = ("--max-line", 10, "--format", format)
+    pipeline.receive()
+    rsyslog = make(*options).begin()
+    for text in texts:
+        assert rsyslog.hand_over(text) == OK
+    assert rsyslog.end() == 0
+    answered = pipeline.path.read_bytes()
+    done = push("--ack", "-c", pipeline.endpoint, *options, data=b"\n".join([*texts, b""]))
+    assert done.returncode == 0
+
+    pid = rb',"@pid":\d+'
+    whole = pipeline.path.read_bytes().removeprefix(answered)
+    assert re.sub(pid, b"", answered) == re.sub(pid, b"", whole)
+
+
+@pytest.mark.parametrize("way", ["message", "lines", "transaction"])
+def test_a_message_takes_no_more_memory_the_longer_it_is(pipeline, make, way):
+    pipeline.receive()
+    rsyslog = make(transactions=way == "transaction").begin()
+    text = b"x" * 99 + (b"\n" if way == "lines" else b"x")
+    text *= 1_300_000
+    if way == "transaction":
+        rsyslog.commit([text])
+    else:
+        assert rsyslog.hand_over(text) == OK
+    status = Path(f"/proc/{rsyslog.child.pid}/status").read_text()
+
+    assert int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10 < len(text)
+    records = (json.loads(record) for record in pipeline.path.read_bytes().splitlines())
+    *pieces, last = ((record["message"], record.get("@partial", False)) for record in records)
+    assert "".join(piece for piece, _ in [*pieces, last]).encode() == text.removesuffix(b"\n")
+    assert {partial for _, partial in pieces} == {True}
+    assert (len(pieces), last[1]) == ((len(text) - 1) >> 20, False)
+    assert rsyslog.end() == 0
+
+
+def test_of_a_long_message_without_its_end_nothing_is_answered(pipeline, make):
+    """What was passed on of it may come twice; what was not is not made a record."""
+    receiver = pipeline.receive()
+    rsyslog = make("--max-line", 1000).begin()
+    rsyslog.deliver([b"a"])
+    rsyslog.messages.write(b"x" * 200_000)
+    wait_until(lambda: len(texts(pipeline)) > 100)
+
+    assert rsyslog.end() == 0
+    stop(receiver)
+    records = [json.loads(record) for record in pipeline.path.read_bytes().splitlines()]
+    assert records[0]["message"] == "a"
+    assert all(record["@partial"] for record in records[1:])
 
 
 def test_a_nul_that_rsyslog_never_writes_makes_two_records_and_one_answer(pipeline, make):
@@ -414,9 +476,9 @@ os.open = closed
 
 @WAYS
 def test_what_is_written_to_the_spool_survives_the_program(pipeline, make, transactions):
-    rsyslog = make("--format", "raw", level="write").begin()
+    rsyslog = make("--format", "raw", level="write", transactions=transactions).begin()
     for number in range(1, 21):
-        rsyslog.deliver([line(number)], transactions=transactions)
+        rsyslog.deliver([line(number)])
         if number % 5 == 0:
             rsyslog.child.kill()
 
@@ -451,10 +513,10 @@ os.write, os.pwritev, os.fdatasync = traced_write, traced_pwritev, traced_fdatas
 """
 
 
-def traced(make, tmp_path, level, *options):
+def traced(make, tmp_path, level, *options, **kwargs):
     """Return an rsyslog whose program keeps a trace, and a function that returns the trace."""
     trace = tmp_path / "trace"
-    rsyslog = make(*options, command=patched("zmqpush", TRACED), level=level)
+    rsyslog = make(*options, command=patched("zmqpush", TRACED), level=level, **kwargs)
     rsyslog.begin(TRACE=str(trace))
     return rsyslog, lambda: trace.read_text()
 
@@ -470,9 +532,9 @@ def test_each_message_is_synced_before_its_answer(make, tmp_path, sync):
 
 
 def test_a_transaction_is_synced_once_before_its_end_is_answered(make, tmp_path):
-    rsyslog, trace = traced(make, tmp_path, "fsync")
+    rsyslog, trace = traced(make, tmp_path, "fsync", transactions=True)
     for _ in range(5):
-        rsyslog.deliver([b"a", b"b", b"c"], transactions=True)
+        rsyslog.deliver([b"a", b"b", b"c"])
 
     assert re.fullmatch(r"aad(adddw(\(\))+a){5}", trace())
     rsyslog.leave(terminate=True)
@@ -492,9 +554,9 @@ def test_each_message_is_written_before_its_answer(make, tmp_path, sync):
 def test_what_is_confirmed_from_afar_is_in_the_receivers_file(pipeline, make, spool, transactions):
     options = ("--spool", pipeline.spool) if spool else ()
     pipeline.receive()
-    rsyslog = make("--format", "raw", *options).begin()
+    rsyslog = make("--format", "raw", *options, transactions=transactions).begin()
     for first in range(1, 100, 3):
-        rsyslog.deliver([line(n) for n in range(first, first + 3)], transactions=transactions)
+        rsyslog.deliver([line(n) for n in range(first, first + 3)])
 
         assert written(pipeline.path) == list(range(1, first + 3))
     assert rsyslog.end() == 0
@@ -507,7 +569,7 @@ def test_what_is_confirmed_from_afar_is_in_the_receivers_file(pipeline, make, sp
 @LEVELS
 def test_nothing_of_a_transaction_that_was_not_committed_is_kept(pipeline, make, how, level):
     receiver = pipeline.receive()
-    rsyslog = make("--format", "raw", level=level).begin()
+    rsyslog = make("--format", "raw", level=level, transactions=True).begin()
     rsyslog.commit([line(1)])
     rsyslog.open()
     for number in (2, 3):
@@ -528,7 +590,7 @@ def test_nothing_of_a_transaction_that_was_not_committed_is_kept(pipeline, make,
 
 
 def test_the_end_of_a_transaction_is_answered_when_all_of_it_is_safe(pipeline, make):
-    rsyslog = make().begin()
+    rsyslog = make(transactions=True).begin()
     rsyslog.open()
     for message in (b"a", b"b"):
         assert rsyslog.hand_over(message) == DEFER_COMMIT
@@ -544,9 +606,9 @@ def test_the_end_of_a_transaction_is_answered_when_all_of_it_is_safe(pipeline, m
 @LEVELS
 def test_transactions_of_all_sizes_are_delivered_whole_and_in_order(pipeline, make, level):
     receiver = pipeline.receive()
-    rsyslog = make("--format", "raw", level=level).begin()
+    rsyslog = make("--format", "raw", level=level, transactions=True).begin()
     fed = 0
-    for size in (0, 1, 0, 1024, 5000, 2):  # the large one is more than is held at once
+    for size in (1, 0, 0, 1024, 5000, 2):
         rsyslog.commit([line(n) for n in range(fed + 1, fed + size + 1)])
         fed += size
 
@@ -557,17 +619,77 @@ def test_transactions_of_all_sizes_are_delivered_whole_and_in_order(pipeline, ma
 
 def test_a_message_that_looks_like_a_mark_confirms_nothing_that_is_not_safe(pipeline, make):
     pipeline.receive()
-    rsyslog = make().begin()
+    rsyslog = make(transactions=True).begin()
     rsyslog.open()
     assert [rsyslog.hand_over(text) for text in (b"a", COMMIT)] == [DEFER_COMMIT, OK]
     assert texts(pipeline) == ["a"]
     assert rsyslog.hand_over(b"b") == OK
-    assert texts(pipeline) == ["a", "b"]
     assert [rsyslog.hand_over(text) for text in (COMMIT, BEGIN, BEGIN)] == [OK, OK, DEFER_COMMIT]
+    assert texts(pipeline) == ["a", "b", COMMIT.decode()]
     assert rsyslog.hand_over(COMMIT) == OK
 
-    assert texts(pipeline) == ["a", "b", BEGIN.decode()]
+    assert texts(pipeline) == ["a", "b", COMMIT.decode(), BEGIN.decode()]
     assert rsyslog.end() == 0
+
+
+def test_66_no_message_is_taken_for_a_mark_where_there_are_none(pipeline, make):
+    """Whoever gets in the first line of all changes nothing, as long as none are declared."""
+    pipeline.receive()
+    rsyslog = make().begin()
+    messages = [BEGIN, b"one", b"two", COMMIT, BEGIN, BEGIN, b"three"]
+    for at, message in enumerate(messages, 1):
+        assert rsyslog.hand_over(message) == OK
+        assert texts(pipeline) == [text.decode() for text in messages[:at]]
+
+    assert rsyslog.end() == 0
+    assert rsyslog.said().count(b"give --transactions") == 1
+
+
+def test_a_message_that_is_refused_as_a_mark_costs_none_before_it(pipeline, make):
+    """With it goes on who does not repeat what was deferred before: rsyslogd before 8.2508."""
+    pipeline.receive()
+    rsyslog = make(transactions=True).begin()
+    messages = [BEGIN, b"a", b"b", COMMIT]
+    assert [rsyslog.hand_over(text) for text in messages[:-1]] == [OK, DEFER_COMMIT, DEFER_COMMIT]
+    assert rsyslog.hand_over(COMMIT) not in (OK, DEFER_COMMIT)
+    messages = [BEGIN, COMMIT, b"c", COMMIT]
+    expected = [OK, DEFER_COMMIT, DEFER_COMMIT, OK]
+    assert [rsyslog.hand_over(text) for text in messages] == expected
+
+    assert texts(pipeline) == ["a", "b", COMMIT.decode(), "c"]
+    assert rsyslog.end() == 0
+
+
+@pytest.mark.parametrize("how", ["flags", "file"])
+def test_the_marks_may_be_others(pipeline, make, tmp_path, how):
+    pipeline.receive()
+    marks = [b"<begin it>", "Schlu\xdf".encode()]
+    options = ("--begin-mark", marks[0].decode(), "--commit-mark", marks[1].decode())
+    if how == "file":
+        file = tmp_path / "zmqpush.toml"
+        file.write_text(f'begin-mark = "{options[1]}"\ncommit-mark = "{options[3]}"\n')
+        options = ("--config", file)
+    rsyslog = make(*options, transactions=True).begin()
+    answers = [OK, DEFER_COMMIT, DEFER_COMMIT]
+    for end in (REFUSED, OK):
+        given = [rsyslog.hand_over(text) for text in (marks[0], COMMIT, BEGIN)]
+        assert given == answers
+        assert rsyslog.hand_over(marks[1]) == end
+
+    assert texts(pipeline) == [COMMIT.decode(), BEGIN.decode()]
+    assert rsyslog.end() == 0
+    assert b"mark" not in rsyslog.said()
+
+
+def test_marks_that_are_declared_and_do_not_come_are_told_once(pipeline, make):
+    pipeline.receive()
+    rsyslog = make("--begin-mark", "<", "--commit-mark", ">", transactions=True).begin()
+    for message in (BEGIN, b"a", COMMIT):
+        assert rsyslog.hand_over(message) == OK
+
+    assert texts(pipeline) == [BEGIN.decode(), "a", COMMIT.decode()]
+    assert rsyslog.end() == 0
+    assert rsyslog.said().count(b"leave out --transactions") == 1
 
 
 # Without confirmMessages.
@@ -601,6 +723,7 @@ def test_where_no_answers_are_wanted_there_are_none(
         name = os.devnull if output == "null" else tmp_path / "output"
         writing = os.open(name, os.O_WRONLY | os.O_CREAT)
     options = ("--omprog", "-c", pipeline.endpoint, "--format", "raw")
+    options += ("--transactions",) if transactions else ()
     child = start(ZMQPUSH, *options, stdout=writing, stderr=writing)
     os.close(writing)
     child.stdin.write(data)
@@ -617,7 +740,35 @@ def test_where_no_answers_are_wanted_there_are_none(
         assert SUMMARY.fullmatch((tmp_path / "output").read_bytes())[1] == b"100000"
 
 
+@pytest.mark.parametrize("transactions", [False, True])
+def test_without_answers_too_only_declared_marks_are_taken_out(start, pipeline, transactions):
+    receiver = pipeline.receive()
+    data = [BEGIN, b"a", COMMIT, b"b\r", COMMIT, BEGIN, BEGIN, b"c", COMMIT]
+    options = ("--omprog", *(["--transactions"] if transactions else []), "-c", pipeline.endpoint)
+    child = start(ZMQPUSH, *options, stderr=subprocess.STDOUT)
+    said, _ = child.communicate(b"\n".join(data), PATIENCE)
+    stop(receiver)
+
+    kept = [b"a", COMMIT, b"b", BEGIN, b"c"] if transactions else data
+    assert texts(pipeline) == [text.decode().removesuffix("\r") for text in kept]
+    assert child.returncode == 0
+    assert said.count(b"give --transactions") == (0 if transactions else 1)
+
+
 # How it ends.
+
+
+def test_when_nothing_is_delivered_for_so_long_it_gives_up_and_rsyslog_has_the_rest(make):
+    rsyslog = make("--timeout", 0.5).begin()
+    rsyslog.give(b"a")
+    with pytest.raises(BeginAnewError, match="gone"):
+        rsyslog.answer()
+
+    assert rsyslog.leave() == 75
+    told = [b"gave up after 0.5 s without delivery", b"1 not confirmed: rsyslog has them"]
+    said = rsyslog.said().splitlines()
+    assert [text for text in told if b"zmqpush: " + text in said] == told
+    assert b"lost" not in rsyslog.said()
 
 
 @pytest.mark.parametrize("terminate", [False, True])
@@ -791,7 +942,7 @@ def test_a_wrong_usage_is_one_clear_line_and_no_answer(make, args):
         rsyslog.begin()
 
     assert rsyslog.end() == 2
-    assert rsyslog.said().count(b"\nError: ") == 1
+    assert re.fullmatch(rb"zmqpush: .+; see zmqpush --help\n", rsyslog.said())
 
 
 # Who dies.
@@ -810,10 +961,10 @@ def test_the_points_of_the_dialogue_are_those_of_the_sources():
 def test_wherever_it_dies_nothing_is_lost(pipeline, make, level, transactions, point, passage):
     """Killed there: lost 0, repeated no more than what was to be confirmed then."""
     receiver = pipeline.receive()
-    rsyslog = make("--format", "raw", level=level)
+    rsyslog = make("--format", "raw", level=level, transactions=transactions)
     rsyslog.begin(ZMQPUSH_FAULT=f"{point}:{passage}")
     for first in range(1, 30, 3):
-        rsyslog.deliver([line(n) for n in range(first, first + 3)], transactions=transactions)
+        rsyslog.deliver([line(n) for n in range(first, first + 3)])
 
     assert rsyslog.restarts == 1
     assert rsyslog.end() == 0
@@ -827,7 +978,7 @@ def test_01_senders_and_receivers_that_are_killed_lose_nothing(pipeline, make, l
     """Killed at any time: lost 0, repeated one unit at most for each kill of the sender."""
     some = random.Random(f"{level} {transactions}")
     receiver = pipeline.receive()
-    rsyslog = make("--format", "raw", level=level)
+    rsyslog = make("--format", "raw", level=level, transactions=transactions)
     stopped = threading.Event()
     kills = 0
 
@@ -853,12 +1004,12 @@ def test_01_senders_and_receivers_that_are_killed_lose_nothing(pipeline, make, l
     try:
         while killer.is_alive():
             numbers = range(fed + 1, fed + some.randrange(2, 50))
-            rsyslog.deliver([line(n) for n in numbers], transactions=transactions)
+            rsyslog.deliver([line(n) for n in numbers])
             fed = numbers[-1]
     finally:
         stopped.set()
         killer.join(PATIENCE)
-    rsyslog.deliver([line(fed + 1)], transactions=transactions)
+    rsyslog.deliver([line(fed + 1)])
 
     assert kills == 2 * DOSE.kills
     assert rsyslog.end() == 0
@@ -907,8 +1058,10 @@ def small_disk(pipeline, tmp_path):
 @pytest.mark.parametrize("level", ["write", "fsync"])
 @WAYS
 def test_a_full_disk_is_waited_for(pipeline, make, small_disk, level, transactions):
-    rsyslog = make("--format", "raw", level=level, confirm_timeout=3).begin()
-    rsyslog.deliver([line(1)], transactions=transactions)
+    rsyslog = make(
+        "--format", "raw", level=level, confirm_timeout=3, transactions=transactions
+    ).begin()
+    rsyslog.deliver([line(1)])
     fill_disk(small_disk)
     fed = 1
     if transactions:
@@ -957,9 +1110,15 @@ def test_several_workers_use_slots_of_one_spool_and_one_too_many_ends(pipeline, 
 def test_a_sync_that_fails_is_no_answer(pipeline, make, transactions):
     receiver = pipeline.receive()
     code = FAILING_SYNC.format(n=3, onwards=False)
-    rsyslog = make("--format", "raw", level="fsync", command=patched("zmqpush", code)).begin()
+    rsyslog = make(
+        "--format",
+        "raw",
+        level="fsync",
+        command=patched("zmqpush", code),
+        transactions=transactions,
+    ).begin()
     for number in range(1, 11):
-        rsyslog.deliver([line(number)], transactions=transactions)
+        rsyslog.deliver([line(number)])
 
     assert b"fails: Input/output error: a new segment" in rsyslog.said()
     assert rsyslog.restarts == 0

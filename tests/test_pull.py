@@ -3,16 +3,18 @@
 import array
 import fcntl
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import termios
+import time
 
 import pytest
 import zmq
 
-from helpers import PATIENCE, ZMQPULL, wait_until
+from helpers import PATIENCE, WITHOUT_PRIVILEGE, ZMQPULL, wait_until
 
 ONE = b'{"n":1}\n'
 RECORDS = [b'{"n":%d,"text":"%s"}\n' % (n, b"x" * 80) for n in range(1000)]
@@ -248,3 +250,49 @@ def test_what_cannot_be_used_is_told_in_one_line(start, endpoint, options, code,
     assert (done[0], done[1]) == (code, b"")
     assert message.format(port=port) in done[2].decode()
     assert done[2].count(b"\n") == 1 or code == 2  # with the usage
+
+
+def test_a_pipe_that_cannot_be_opened_again_gets_everything_in_order(start, endpoint, sender):
+    read, write = os.pipe()
+    os.fchmod(write, 0)
+    command = [*WITHOUT_PRIVILEGE, ZMQPULL, "-q", "-b", endpoint, "-n", "20000"]
+    child = start(*command, stdout=write)
+    os.close(write)
+    sender().send(DATA * 20)
+    with open(read, "rb") as out:
+        assert out.read() == DATA * 20
+
+    assert child.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_of_several_writers_to_what_cannot_be_opened_again_none_hangs(start, tmp_path, kind):
+    read, write = os.pipe() if kind == "pipe" else os.openpty()
+    os.fchmod(write, 0)
+    command = [*WITHOUT_PRIVILEGE, ZMQPULL, "--grace", "0.2", "-b"]
+    children = [start(*command, f"ipc://{tmp_path}/{n}", stdout=write) for n in range(3)]
+    unread = array.array("i", [0])
+
+    def is_full():
+        before = fcntl.ioctl(read, termios.FIONREAD, unread) or unread[0]
+        time.sleep(0.2)
+        fcntl.ioctl(read, termios.FIONREAD, unread)
+        return before == unread[0] > 2000
+
+    with zmq.Context() as context:
+        pushes = [context.socket(zmq.PUSH) for _ in children]
+        for n, push in enumerate(pushes):
+            push.connect(f"ipc://{tmp_path}/{n}")
+            push.send(DATA * 20)
+        for _ in range(5):
+            wait_until(is_full)
+            os.read(read, 4096)  # wakes all of them
+        wait_until(is_full)
+        for child in children:
+            child.send_signal(signal.SIGTERM)
+        codes = [child.wait(PATIENCE) for child in children]
+        context.destroy(linger=0)
+    os.close(read)
+    os.close(write)
+
+    assert codes == [74, 74, 74]

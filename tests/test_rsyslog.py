@@ -45,7 +45,9 @@ BATCH = setting("transactions.conf", "queue.dequeueBatchSize")
 def with_options(config, safety):
     """Return a configuration in which zmqpush confirms what is as safe as that."""
     shipped = (CONTRIB / config).read_text()
-    return re.sub(r"--omprog( --spool \S+)?", OPTIONS[safety], shipped, count=1)
+    return re.sub(
+        r"--omprog( --transactions)?( --spool \S+)?", OPTIONS[safety] + r"\1", shipped, count=1
+    )
 
 
 def repeated(found):
@@ -71,7 +73,6 @@ def test_the_directives_of_2014_ship_whole_messages(rsyslog, start, where):
     environment = {}
     if where == "file":
         toml = rsyslog.directory / "config" / "zmqpush" / "zmqpush.toml"
-        toml.parent.mkdir(parents=True)
         toml.write_text(f'connect = ["{rsyslog.plain_endpoint}"]\n')
     else:
         environment["ZMQPUSH_CONNECT"] = rsyslog.plain_endpoint
@@ -184,6 +185,102 @@ def test_a_message_of_several_lines_is_one_record(rsyslog, config):
     records = [json.loads(line)["message"] for line in rsyslog.path.read_bytes().splitlines()]
     ours = [record for record in records if re.match(r"\d{9}#", record)]
     assert ours == [f"{text(number)}\nand a line\nCOMMIT TRANSACTION" for number in range(3)]
+
+
+BEGIN, COMMIT = "BEGIN TRANSACTION", "COMMIT TRANSACTION"
+BARE = 'template(name="bare" type="string" string="%msg:2:$%\\n")'
+
+
+def send_texts(rsyslog, wanted):
+    """Send texts by TCP."""
+    with rsyslog.connect() as connection:
+        lines = (f"<13>Nov 24 20:15:00 host app: {line}\n" for line in wanted)
+        connection.sendall("".join(lines).encode())
+
+
+def received_texts(rsyslog):
+    """Return the texts that the receiver has written, but for rsyslogd's own."""
+    if not rsyslog.path.exists():
+        return []
+    found = [json.loads(line)["message"] for line in rsyslog.path.read_bytes().splitlines()]
+    return [text for text in found if text.startswith((BEGIN, COMMIT, "line "))]
+
+
+MARKED = [
+    pytest.param([BEGIN, "line 1", "line 2"], id="first"),
+    pytest.param(["line 1", BEGIN, COMMIT + " ", "line 2", COMMIT], id="within"),
+    pytest.param([COMMIT, "line 1", COMMIT, COMMIT, "line 2"], id="closing"),
+    pytest.param(["line 1", COMMIT, "line 2", BEGIN, BEGIN, "line 3"], id="both"),
+]
+
+
+@pytest.mark.parametrize("answers", ["on", "off"])
+@pytest.mark.parametrize("messages", MARKED)
+@CONFIRMED
+def test_66_messages_that_look_like_marks_arrive_and_cost_no_other(
+    rsyslog, config, messages, answers
+):
+    rsyslog.receive()
+    rsyslog.configure(
+        BARE, with_options(config, "remote"), template="bare", confirmMessages=answers
+    )
+    rsyslog.run()
+    for number in range(3):
+        last = f"line {100 + number}"
+        send_texts(rsyslog, [*messages, last])
+        wait_until(lambda last=last: last in received_texts(rsyslog))
+    rsyslog.stop()
+
+    given = [*messages, "line 100", *messages, "line 101", *messages, "line 102"]
+    received = received_texts(rsyslog)
+    if config == "transactions.conf":  # the closing mark, and what is like it, makes no record
+        given, received = (
+            [text for text in texts if text != COMMIT] for texts in (given, received)
+        )
+    assert received == given
+
+
+def test_67_transactions_that_are_not_declared_cost_records_and_lose_nothing(rsyslog):
+    rsyslog.receive()
+    undeclared = with_options("transactions.conf", "remote").replace(" --transactions", "")
+    rsyslog.configure(BARE, undeclared, template="bare")
+    rsyslog.run()
+    for first in range(0, 100, 10):
+        send_texts(rsyslog, [f"line {number}" for number in range(first, first + 10)])
+        wait_until(lambda first=first: f"line {first + 9}" in received_texts(rsyslog))
+        rsyslog.kill_senders()
+    rsyslog.stop()
+
+    lines = [text for text in received_texts(rsyslog) if text.startswith("line ")]
+    assert sorted(set(lines)) == sorted(f"line {number}" for number in range(100))
+    assert len(lines) <= 100 + 10
+    assert BEGIN in received_texts(rsyslog)
+    assert b"give --transactions" in rsyslog.output.read_bytes()
+
+
+@pytest.mark.parametrize("where", ["flags", "file"])
+def test_the_marks_of_rsyslog_may_be_others(rsyslog, where):
+    marks = ("<<", ">>")
+    if where == "file":  # rsyslog passes no argument with a space
+        marks = ("begin it", "it is done")
+        toml = rsyslog.directory / "config" / "zmqpush" / "zmqpush.toml"
+        toml.parent.mkdir(parents=True)
+        toml.write_text(f'begin-mark = "{marks[0]}"\ncommit-mark = "{marks[1]}"\n')
+    rsyslog.receive()
+    config = with_options("transactions.conf", "remote")
+    if where == "flags":
+        flags = f"--transactions --begin-mark {marks[0]} --commit-mark {marks[1]}"
+        config = config.replace("--transactions", flags)
+    values = {"beginTransactionMark": marks[0], "commitTransactionMark": marks[1]}
+    rsyslog.configure(BARE, config, template="bare", **values)
+    rsyslog.run()
+    messages = ["line 1", BEGIN, COMMIT, "line 2"]
+    send_texts(rsyslog, messages)
+    wait_until(lambda: messages[-1] in received_texts(rsyslog))
+    rsyslog.stop()
+
+    assert received_texts(rsyslog) == messages
+    assert all(mark not in rsyslog.path.read_text() for mark in marks)
 
 
 # The collector is down.

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import resource
+import select
+import shutil
 import signal
 import time
 from collections import defaultdict
@@ -15,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import test_pull
+from chaos import patched
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until
 from peers import bare, deliver, greet
 from test_pull import FULL, finish
 from zmqpush.core.frames import Data, encode
 from zmqpush.sinks import Batch, Context
 from zmqpush.sinks.files import FileSink
+from zmqpush.sinks.journal import Mark
 from zmqpush.telemetry import Reporter
 
 endpoint, sender, small_disk = test_pull.endpoint, test_pull.sender, test_pull.small_disk
@@ -155,6 +159,12 @@ def test_files_beyond_256_are_closed_and_opened_again(start, endpoint, tmp_path,
     assert files(tmp_path / "to") == {name: (record(type=name) + b"\n") * 2 for name in names}
 
 
+def lengths(marks):
+    """Return the inodes and the lengths that marks name."""
+    parsed = {path: mark and Mark.parse(mark) for path, mark in marks.items()}
+    return {path: mark and (mark.inode, mark.length) for path, mark in parsed.items()}
+
+
 def test_a_file_that_is_idle_is_closed_when_it_is_safe_and_opened_again(tmp_path, monkeypatch):
     monkeypatch.setattr("zmqpush.sinks.files._IDLE_INTERVAL", 0.0)
     sink, remembered = file_sink(f"{tmp_path}/{{type}}")
@@ -167,8 +177,12 @@ def test_a_file_that_is_idle_is_closed_when_it_is_safe_and_opened_again(tmp_path
     for length in (0, 2):
         marks = asyncio.run(write())
         inode = path.stat().st_ino
-        assert remembered == {str(path): f"{inode} {length}"}
-        assert marks == [{str(path): f"{inode} {length + 2}"}, {str(path): None}, {}]
+        assert lengths(remembered) == {str(path): (inode, length)}
+        assert [lengths(each) for each in marks] == [
+            {str(path): (inode, length + 2)},
+            {str(path): None},
+            {},
+        ]
 
 
 def test_a_file_that_is_closed_to_make_room_is_remembered_until_all_of_it_is(tmp_path, monkeypatch):
@@ -318,3 +332,173 @@ def test_no_record_of_a_sender_ends_the_receiver(start, endpoint, sender, tmp_pa
 
     assert finish(child) == (0, b"", b"")
     assert record(type="last") + b"\n" in files(tmp_path / "to").values()
+
+
+TORN = (
+    b"%s ends within a line: 6 bytes of it are kept, and what follows begins on a line of its own"
+)
+
+
+@pytest.mark.parametrize("kind", ["plain", "acked", "with a state"])
+@pytest.mark.parametrize("name", ["all", "{type}"])
+def test_what_is_appended_begins_on_a_line_of_its_own(start, endpoint, tmp_path, kind, name):
+    path = tmp_path / "to" / "all"
+    path.parent.mkdir()
+    path.write_bytes(b'1\n{"half')
+    options = ("-b" if kind == "plain" else "-a", endpoint, "--to", path.parent / name)
+    if kind == "with a state":
+        options += ("--state", tmp_path / "state")
+    child = start(ZMQPULL, *options)
+    mode = () if kind == "plain" else ("--ack",)
+    done = push(*mode, "-c", endpoint, "--format", "raw", "all", data=b'{"type":"all"}\n')
+    assert sent(done) == 1
+    wait_until(lambda: path.read_bytes().endswith(b"}\n"))
+
+    assert path.read_bytes() == b'1\n{"half\n{"type":"all"}\n'
+    assert child.stderr.readline() == b"zmqpull: %s\n" % (TORN % bytes(path))
+
+
+def test_a_torn_line_in_what_sighup_opens_is_ended_too(start, endpoint, tmp_path):
+    path = tmp_path / "all"
+    child = start(ZMQPULL, "-qa", endpoint, "--to", path)
+    with bare(zmq.DEALER, endpoint) as peer:
+        _, session = greet(peer)
+        deliver(peer, session, 1, b"1")
+        path.rename(tmp_path / "old")
+        path.write_bytes(b'{"half')
+        child.send_signal(signal.SIGHUP)
+        assert child.stderr.readline() == b"zmqpull: %s\n" % (TORN % bytes(path))
+        deliver(peer, session, 2, b"2")
+
+    assert path.read_bytes() == b'{"half\n2\n'
+
+
+@pytest.mark.parametrize("state", [False, True])
+def test_a_line_that_a_full_disk_has_torn_swallows_no_other(small_disk, start, endpoint, state):
+    path, ballast = small_disk / "all", small_disk / "ballast"
+    options = ("-a", endpoint, "--to", path)
+    if state:
+        options += ("--state", small_disk / "state")
+    child = start(ZMQPULL, "-q", *options)
+    lines = [b"%099d" % number for number in range(3000)]
+    shipping = start(ZMQPUSH, "-q", "--ack", "--format", "raw", "-c", endpoint)
+    shipping.stdin.write(lines[0] + b"\n")
+    shipping.stdin.flush()
+    wait_until(lambda: path.exists() and path.stat().st_size)
+    ballast.write_bytes(bytes(800 << 10))
+    shipping.stdin.write(b"\n".join([*lines[1:], b""]))
+    shipping.stdin.close()
+    shipping.stdin = None
+    assert b"No space left on device" in child.stderr.readline()
+    child.kill()
+    child.wait(PATIENCE)
+    assert not path.read_bytes().endswith(b"\n")
+    ballast.unlink()
+    start(ZMQPULL, *options)
+    assert shipping.wait(PATIENCE) == 0
+
+    written = path.read_bytes().splitlines()
+    whole = [line for line in written if len(line) == 99]
+    assert set(whole) == set(lines)
+    assert len(written) - len(whole) == (0 if state else 1)
+    assert not state or written == lines
+
+
+@pytest.mark.parametrize("hang_up", [False, True])
+@pytest.mark.parametrize("name", ["all", "{type}"])
+def test_nothing_is_acknowledged_that_is_in_a_deleted_file(
+    start, endpoint, tmp_path, name, hang_up
+):
+    """The directory is removed: made anew where it was made, else waited for."""
+    path = tmp_path / "logs" / "all"
+    path.parent.mkdir()
+    state = ("--state", tmp_path / "state")
+    child = start(ZMQPULL, "-qa", endpoint, "--to", path.parent / name, *state)
+    with bare(zmq.DEALER, endpoint) as peer:
+        _, session = greet(peer, type="all")
+        deliver(peer, session, 1, b"1")
+        shutil.rmtree(path.parent)
+        if hang_up:
+            child.send_signal(signal.SIGHUP)
+        peer.send(encode(Data.of(2, 1, b"2\n"), session))
+        told = child.stderr.readline()
+        assert told == b"zmqpull: %s was deleted: making it anew\n" % bytes(path)
+        if name == "all":
+            told = child.stderr.readline()
+            line = b"zmqpull: cannot open %s: No such file or directory: its records wait"
+            assert told.startswith(line % bytes(path))
+            path.parent.mkdir()
+        shipped = push("--ack", "-c", endpoint, "--format", "raw", "all", data=b"3\n")
+        assert sent(shipped) == 1
+        wait_until(lambda: path.read_bytes().count(b"\n") > (name == "{type}"))
+
+    assert child.poll() is None
+    records = sorted(path.read_bytes().splitlines())
+    assert records == ([b"2", b"3"] if name == "{type}" else [b"3"])
+
+
+def test_a_file_that_an_administrator_deletes_is_made_anew(start, endpoint, tmp_path):
+    path = tmp_path / "all"
+    start(ZMQPULL, "-qa", endpoint, "--to", path)
+    with bare(zmq.DEALER, endpoint) as peer:
+        _, session = greet(peer)
+        deliver(peer, session, 1, b"1")
+        path.unlink()
+        deliver(peer, session, 2, b"2")
+        assert path.read_bytes() == b"2\n"
+        path.rename(tmp_path / "renamed")
+        deliver(peer, session, 3, b"3")
+
+    assert (tmp_path / "renamed").read_bytes() == b"2\n3\n"
+    assert not path.exists()
+
+
+# The file is deleted, once, when the second record has just been written to it.
+DELETING = """
+write, left = os.write, [{path!r}]
+def deleting(fd, data):
+    done = write(fd, data)
+    if bytes(data) == b"2\\n" and left:
+        os.unlink(left.pop())
+    return done
+os.write = deleting
+"""
+
+
+@pytest.mark.parametrize("state", [False, True])
+def test_what_is_deleted_between_its_write_and_its_sync_is_written_again(
+    start, endpoint, tmp_path, state
+):
+    path = tmp_path / "all"
+    options = ("--state", tmp_path / "state") if state else ()
+    command = patched("zmqpull", DELETING.format(path=str(path)))
+    child = start(*command, "-qa", endpoint, "--to", path, *options)
+    with bare(zmq.DEALER, endpoint) as peer:
+        _, session = greet(peer)
+        deliver(peer, session, 1, b"1")
+        deliver(peer, session, 2, b"2")
+        deliver(peer, session, 3, b"3")
+
+    assert child.poll() is None
+    assert path.read_bytes() == b"2\n3\n"
+
+
+def test_plain_records_do_not_go_on_into_a_deleted_file(start, endpoint, tmp_path):
+    path = tmp_path / "logs" / "all"
+    path.parent.mkdir()
+    child = start(ZMQPULL, "-qb", endpoint, "--to", path)
+    with bare(zmq.PUSH, endpoint) as peer:
+        peer.send(record(n=0))
+        wait_until(lambda: path.exists() and path.stat().st_size)
+        shutil.rmtree(path.parent)
+
+        def told():
+            peer.send(record(n=1))
+            return bool(select.select([child.stderr], [], [], 0.05)[0])
+
+        wait_until(told)
+        assert child.stderr.readline().endswith(b"was deleted: making it anew\n")
+        assert b"its records wait" in child.stderr.readline()
+        path.parent.mkdir()
+        peer.send(record(n=2))
+        wait_until(lambda: path.exists() and path.read_bytes().endswith(record(n=2) + b"\n"))

@@ -1,5 +1,6 @@
 """The contract of sinks: one that a third party has written, as a package of its own."""
 
+import fcntl
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ SHELF = """
     import json
     from pathlib import Path
 
-    from zmqpush.errors import SinkError, SinkStalledError
+    from zmqpush.errors import SettingsError, SinkError, SinkStalledError
     from zmqpush.faults import fault_point
     from zmqpush.sinks import Held, Rejection, Sink, Synced
 
@@ -36,7 +37,7 @@ SHELF = """
             self.todo = []
             self.rejected = []
             if unknown := {*context.options} - {"shout"}:
-                raise ValueError(f"shelf:// knows no {unknown}")
+                raise SettingsError(f"shelf:// knows no {unknown}")
 
         def obey(self, step):
             if (self.directory / f"stall-{step}").exists():
@@ -246,6 +247,37 @@ def test_without_a_place_for_it_what_a_sink_refuses_is_not_acknowledged(shelf, e
     assert told.endswith(b"(poison): waiting; --dead-letters FILE lets the others pass\n")
 
 
+def test_a_dead_letter_begins_on_a_line_of_its_own(shelf, endpoint, tmp_path):
+    letters = tmp_path / "letters"
+    letters.write_bytes(b'{"half')
+    child = shelf("--dead-letters", letters)
+    with bare(zmq.DEALER, endpoint) as peer:
+        deliver(peer, greet(peer)[1], 1, b"poison")
+    child.terminate()
+    err = finish(child)[2]
+
+    half, letter = letters.read_bytes().splitlines()
+    assert (half, json.loads(letter)["record"]) == (b'{"half', "poison")
+    assert b"letters ends within a line: 6 bytes of it are kept" in err
+
+
+def test_dead_letters_are_shared_and_each_process_waits_for_its_turn(shelf, endpoint, tmp_path):
+    letters = tmp_path / "letters"
+    child = shelf("--dead-letters", letters)
+    with bare(zmq.DEALER, endpoint) as peer:
+        _, session = greet(peer)
+        with letters.open("ab") as another:
+            fcntl.flock(another, fcntl.LOCK_EX)
+            peer.send(encode(Data.of(1, 1, b"poison\n"), session))
+            assert b"refuses 1 records" in child.stderr.readline()
+            line = b"zmqpull: cannot write to %s: another process has locked it: waiting\n"
+            assert child.stderr.readline() == line % bytes(letters)
+            assert letters.stat().st_size == 0
+        deliver(peer, session, 2, b"2")
+
+    assert json.loads(letters.read_bytes())["record"] == "poison"
+
+
 @pytest.mark.parametrize("point", ["shelved", "shelf-synced", "engine-buried"])
 def test_what_a_sink_holds_and_nobody_remembers_is_in_it_once(
     shelf, start, endpoint, tmp_path, point
@@ -273,30 +305,29 @@ def test_what_a_sink_holds_and_nobody_remembers_is_in_it_once(
     assert records(tmp_path) == [f'{{"message":"{number} poison"}}' for number in range(1, 6)]
 
 
+def usage_error(text):
+    """Return how a run ends that is used wrongly."""
+    return 2, b"", b"zmqpull: %s; see zmqpull --help\n" % text
+
+
 def test_a_scheme_that_nobody_knows_and_a_missing_package_are_told(shelf, tmp_path):
     for to, told in (
-        ("amqp://host/x", b"Error: --to amqp:// is none of absent://, kafka://, nats://, shelf://"),
-        (
-            "absent://x",
-            b"Error: --to absent:// needs the Python package absent: see shelf",
-        ),
+        ("amqp://host/x", b"--to amqp:// is none of absent://, kafka://, nats://, shelf://"),
+        ("absent://x", b"--to absent:// needs the Python package absent: see shelf"),
     ):
-        code, out, err = finish(shelf("--to", to))
-        assert (code, out, err.splitlines()[-1]) == (2, b"", told)
+        assert finish(shelf("--to", to)) == usage_error(told)
     for to in ("Kafka:/k/logs", "kafka//k/logs", "Shelf2:///"):
         code, out, err = finish(shelf("--to", to))
-        assert (code, out, err.splitlines()[-1][:12]) == (2, b"", b"Error: --to ")
-    code, out, err = finish(shelf("-X", "whisper=1"))
-    assert (code, out, err.splitlines()[-1]) == (2, b"", b"Error: shelf:// knows no {'whisper'}")
+        assert (code, out, err[:14]) == (2, b"", b"zmqpull: --to ")
+    assert finish(shelf("-X", "whisper=1")) == usage_error(b"shelf:// knows no {'whisper'}")
     code, out, err = finish(shelf("-X", "secret"))
-    assert (code, b"secret" in err.splitlines()[-1]) == (2, False)
-    code, out, err = finish(shelf("--to", tmp_path / "file", "-X", "a=1"))
-    assert (code, err.splitlines()[-1]) == (2, b"Error: -X is for what --to SCHEME:// names")
-    code, out, err = finish(shelf("--nats-unit", "block"))
-    assert (code, err.splitlines()[-1]) == (2, b"Error: --nats-unit is for --to nats://")
+    assert (code, b"secret" in err) == (2, False)
+    done = finish(shelf("--to", tmp_path / "file", "-X", "a=1"))
+    assert done == usage_error(b"-X is for what --to SCHEME:// names")
+    assert finish(shelf("--nats-unit", "block")) == usage_error(b"--nats-unit is for --to nats://")
     also = {"ZMQPULL_OPTION": "shout=1 whisper=2"}
-    code, out, err = finish(shelf("-X", "shout=2", env=os.environ | also))
-    assert (code, err.splitlines()[-1]) == (2, b"Error: shelf:// knows no {'whisper'}")
+    done = finish(shelf("-X", "shout=2", env=os.environ | also))
+    assert done == usage_error(b"shelf:// knows no {'whisper'}")
 
 
 def test_the_state_of_the_version_before_is_read(start, endpoint, tmp_path):
@@ -304,7 +335,7 @@ def test_the_state_of_the_version_before_is_read(start, endpoint, tmp_path):
 
     (tmp_path / "state").mkdir()
     path = tmp_path / "all"
-    path.write_bytes(b'1\n{"half')
+    path.write_bytes(b"1\nby whom?\n")
     with sqlite3.connect(tmp_path / "state" / "state.db") as database:
         database.executescript(
             "CREATE TABLE streams (principal TEXT, stream TEXT, acked INTEGER, run TEXT, "
@@ -315,8 +346,10 @@ def test_the_state_of_the_version_before_is_read(start, endpoint, tmp_path):
         row = (str(path), path.stat().st_ino, 2)
         database.execute("INSERT INTO files VALUES (?, ?, ?)", row)
     database.close()
-    start(ZMQPULL, "-qa", endpoint, "--to", path, "--state", tmp_path / "state")
+    child = start(ZMQPULL, "-qa", endpoint, "--to", path, "--state", tmp_path / "state")
     with bare(zmq.DEALER, endpoint) as peer:
         deliver(peer, greet(peer)[1], 1, b"2")
 
-    assert path.read_bytes() == b"1\n2\n"
+    # That version left no proof of what it had written.
+    assert child.stderr.readline().startswith(b"zmqpull: kept the last 9 bytes of ")
+    assert path.read_bytes() == b"1\nby whom?\n2\n"

@@ -1,5 +1,6 @@
 """Who uses which slot of a spool, and what its status says."""
 
+import errno
 import fcntl
 import os
 import re
@@ -10,7 +11,14 @@ import pytest
 
 from spools import open_spool, put, sync
 from zmqpush import slots as slots_module
-from zmqpush.errors import EXIT_BUSY, EXIT_CONFIG, SpoolBusyError, SpoolError, SpoolForeignError
+from zmqpush.errors import (
+    EXIT_BUSY,
+    EXIT_CONFIG,
+    SpoolBusyError,
+    SpoolError,
+    SpoolForeignError,
+    SpoolFullError,
+)
 from zmqpush.slots import status_of, take_slot
 
 HOLD = "import sys; from pathlib import Path; from zmqpush.slots import take_slot\n"
@@ -80,16 +88,28 @@ def test_new_directories_are_synced_in_those_above(tmp_path, monkeypatch):
     assert synced == [str(path) for path in (tmp_path, tmp_path / "var", tmp_path / "var/spool")]
 
 
+def test_a_directory_that_could_not_be_synced_is_made_and_synced_again(tmp_path, monkeypatch):
+    def fail(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(SpoolFullError):
+        take_slot(tmp_path / "var" / "spool", 1)
+
+    test_new_directories_are_synced_in_those_above(tmp_path, monkeypatch)
+
+
 def test_two_processes_share_a_spool_only_if_it_has_two_slots(hold, directory):
     first, name = hold(1)
     assert name == "0"
-    with pytest.raises(SpoolBusyError, match=f"in use by process {first.pid}$") as told:
+    with pytest.raises(SpoolBusyError, match=f"in use by process {first.pid}: give") as told:
         take_slot(directory, 1)
     assert told.value.exit_code == EXIT_BUSY
+    assert str(told.value).endswith(" a --spool of its own, or --spool-slots 2 to each")
 
     second, name = hold(2)
     assert name == "1"
-    with pytest.raises(SpoolBusyError, match=f"by process {first.pid}, {second.pid}$"):
+    with pytest.raises(SpoolBusyError, match=f"by process {first.pid}, {second.pid}: .* 3 to"):
         take_slot(directory, 2)
 
 
@@ -138,7 +158,7 @@ def test_the_status_tells_what_is_there_also_while_it_is_used(directory, hold):
 
     assert name == "0"
     assert (used.records, used.acked, used.end, used.segments) == (12, 0, 12, 3)
-    assert used.bytes == sum(path.stat().st_size for path in (directory / "0").glob("*.seg"))
+    assert used.bytes == sum(path.stat().st_size for path in (directory / "0").glob("*.seg2"))
     assert (used.pid, free.pid) == (child.pid, None)
     assert (free.records, free.acked) == (0, 1)
     assert re.fullmatch(r"[0-9a-f]{32}", used.stream)
@@ -148,7 +168,7 @@ def test_the_status_tells_what_is_there_also_while_it_is_used(directory, hold):
 def test_the_status_of_segments_that_are_removed_meanwhile(directory, monkeypatch):
     leave(directory, 0, 12)
     listed = os.listdir
-    gone = sorted((directory / "0").glob("*.seg"))
+    gone = sorted((directory / "0").glob("*.seg2"))
 
     def list_and_remove(path):
         names = listed(path)

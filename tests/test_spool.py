@@ -14,21 +14,28 @@ import pytest
 import test_pull
 from helpers import wait_until
 from spools import (
+    FORMER_MARK,
+    HEADER_BYTES,
+    MARK,
     FaultyDisk,
     Receiver,
     Reports,
     account,
+    entry_of,
     numbers_in,
     open_spool,
     payload,
     put,
+    segment_header,
     sync,
 )
-from zmqpush.core.frames import DAMAGED, DROPPED, Data, Skip
-from zmqpush.errors import EXIT_CONFIG, SpoolError, SpoolForeignError
+from zmqpush.core.envelope import Payload
+from zmqpush.core.frames import DAMAGED, DROPPED, Data, Labels, Skip
+from zmqpush.errors import EXIT_CONFIG, SpoolError, SpoolForeignError, SpoolFullError
 from zmqpush.queue import WhenFull
 from zmqpush.settings import Sync
 
+FULL = 1024 + 4 * HEADER_BYTES  # room for 14 entries of 72 bytes, four in a segment
 small_disk = test_pull.small_disk
 POLICIES = pytest.mark.parametrize("policy", list(WhenFull))
 
@@ -46,33 +53,30 @@ def disk(monkeypatch):
 
 
 def segments(slot):
-    return sorted(slot.glob("*.seg"))
+    return sorted(slot.glob("*.seg2"))
 
 
 def entries(data):
     """Return the entries of a segment as the specification says, independently of the code."""
+    magic, length, _, mark = struct.unpack_from(">4sII8s", data)
+    assert magic == b"ZS\x02\x01"
+    header = 2 * (24 + length)
+    assert data[:header] == segment_header(mark, data[48 : 48 + length])
+    data = data[header:]
     found = []
     while data:
-        magic, length, zero, first, count, crc = struct.unpack(">4sIIQQI", data[:32])
+        one, length, two, first, count, crc = struct.unpack(">4sI4sQQI", data[:32])
         content = data[32 : 32 + length]
-        assert (magic, zero, len(content)) == (b"ZS\x01\x01", 0, length)
+        assert (one + two, len(content)) == (mark, length)
         assert crc == zlib.crc32(data[12:28] + content)
         found.append((first, count, content))
         data = data[32 + length :]
     return found
 
 
-def entry(first, *lines):
+def entry(first, *lines, mark=MARK):
     """Return the bytes of an entry."""
-    content = b"".join(line + b"\n" for line in lines)
-    numbers = struct.pack(">QQ", first, len(lines))
-    crc = zlib.crc32(numbers + content)
-    return (
-        struct.pack(">4sII", b"ZS\x01\x01", len(content), 0)
-        + numbers
-        + struct.pack(">I", crc)
-        + content
-    )
+    return entry_of(first, len(lines), b"".join(line + b"\n" for line in lines), mark)
 
 
 def state_of(slot):
@@ -119,9 +123,9 @@ def test_the_files_are_as_specified(slot):
     meta = json.loads((slot / "meta").read_bytes())
     paths = segments(slot)
 
-    assert meta == {"format": 1, "stream": spool.stream, "inode": slot.stat().st_ino}
-    assert len(bytes.fromhex(meta["stream"])) == 16
-    assert [path.name for path in paths] == [f"{1:020d}.seg", f"{5:020d}.seg"]
+    assert meta == {"format": 2, "secret": spool.secret, "inode": slot.stat().st_ino}
+    assert len(bytes.fromhex(meta["secret"])) == 16
+    assert [path.name for path in paths] == [f"{1:020d}.seg2", f"{5:020d}.seg2"]
     found = [e for path in paths for e in entries(path.read_bytes())]
     firsts = [1, 2, 4, 5, 6]
     assert found == [(n, b.records, b.data) for n, b in zip(firsts, blocks, strict=True)]
@@ -148,17 +152,18 @@ def test_the_state_has_the_floor_in_two_slots_written_in_turn(slot):
 
 def test_what_another_implementation_wrote_is_read(slot):
     slot.mkdir()
-    (slot / f"{7:020d}.seg").write_bytes(entry(7, b"7") + entry(8, b"8", b"9"))
-    (slot / f"{10:020d}.seg").write_bytes(entry(10, b"10"))
+    (slot / f"{7:020d}.seg2").write_bytes(segment_header() + entry(7, b"7") + entry(8, b"8", b"9"))
+    mark = bytes(8)
+    (slot / f"{10:020d}.seg2").write_bytes(segment_header(mark) + entry(10, b"10", mark=mark))
     (slot / "meta").write_text(
-        json.dumps({"stream": "ab" * 16, "format": 1, "inode": slot.stat().st_ino, "more": [1]})
+        json.dumps({"secret": "ab" * 16, "format": 2, "inode": slot.stat().st_ino, "more": [1]})
     )
     newer, older = (struct.pack(">8sQQ", b"SPOOLST1", *state) for state in [(5, 7), (4, 6)])
     state = newer + struct.pack(">I", zlib.crc32(newer)) + bytes(4096 - 28)
     (slot / "state").write_bytes(state + older + struct.pack(">I", zlib.crc32(older)))
     spool = open_spool(slot)
 
-    assert (spool.stream, spool.first, spool.recovered) == ("ab" * 16, 8, 10)
+    assert (spool.secret, spool.first, spool.recovered) == ("ab" * 16, 8, 10)
     assert Receiver(7).take_all(spool) == [8, 9, 10]
 
 
@@ -166,7 +171,7 @@ def test_directories_and_files_are_private_whatever_the_umask(slot):
     before = os.umask(0)
     try:
         fill(slot)
-        flip(segments(slot)[0], 40)
+        flip(segments(slot)[0], HEADER_BYTES + 40)
         refill(slot)
     finally:
         os.umask(before)
@@ -178,7 +183,7 @@ def test_directories_and_files_are_private_whatever_the_umask(slot):
 
 def test_other_names_in_a_slot_are_left_alone(slot):
     fill(slot)
-    names = ["note", "1.seg", f"{0:020d}.seg", f"{1:020d}.seg.gz", "9" * 20 + ".seg"]
+    names = ["note", "1.seg2", f"{0:020d}.seg2", f"{1:020d}.seg2.gz", "9" * 20 + ".seg2"]
     for name in names:
         (slot / name).write_bytes(b"mine")
     spool = open_spool(slot)
@@ -205,7 +210,7 @@ def test_a_tail_torn_at_any_byte_costs_only_the_entries_it_tore(slot, tmp_path):
         copy = tmp_path / "copy"
         shutil.copytree(slot, copy)
         os.truncate(segments(copy)[-1], length)
-        whole = 4 + length // 72
+        whole = 4 + max(0, length - HEADER_BYTES) // 72
         spool = open_spool(copy)
         put(spool, 100)
         sync(spool)
@@ -219,12 +224,12 @@ def test_a_tail_torn_at_any_byte_costs_only_the_entries_it_tore(slot, tmp_path):
 def test_a_bit_flipped_anywhere_in_a_sealed_segment_costs_one_entry(slot, tmp_path):
     fill(slot)
     size = segments(slot)[1].stat().st_size
-    assert size == 288  # four entries
-    for at in range(size):
+    assert size == HEADER_BYTES + 288  # four entries
+    for at in range(HEADER_BYTES, size):
         copy = tmp_path / "copy"
         shutil.copytree(slot, copy)
         flip(segments(copy)[1], at, at % 8)
-        lost = 5 + at // 72
+        lost = 5 + (at - HEADER_BYTES) // 72
         reports = Reports()
         spool = open_spool(copy, reporter=reports)
         receiver = Receiver()
@@ -234,8 +239,8 @@ def test_a_bit_flipped_anywhere_in_a_sealed_segment_costs_one_entry(slot, tmp_pa
         assert receiver.skipped == {DAMAGED: 1, DROPPED: 0}
         assert (spool.damaged, account(spool)) == (1, 12)
         assert sum("missing" in line for line in reports) == 1
-        kept = copy / "damaged" / f"{lost:020d}.{(lost - 5) * 72}"
-        begin = (lost - 5) * 72
+        begin = HEADER_BYTES + (lost - 5) * 72
+        kept = copy / "damaged" / f"{lost:020d}.{begin}"
         bad = bytearray(segments(slot)[1].read_bytes()[begin : begin + 72])
         bad[at - begin] ^= 1 << at % 8
         assert [kept] == list((copy / "damaged").iterdir())
@@ -244,9 +249,57 @@ def test_a_bit_flipped_anywhere_in_a_sealed_segment_costs_one_entry(slot, tmp_pa
         shutil.rmtree(copy)
 
 
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_a_bit_flipped_anywhere_in_the_header_of_a_segment_costs_nothing(slot, tmp_path, which):
+    """The first, one in the middle and the last, which is read to know where to go on."""
+    fill(slot, labels=Labels("nginx", "web1"))
+    size = len(segment_header(labels=b'{"type":"nginx","host":"web1","raw":false}'))
+    for at in range(size):
+        copy = tmp_path / "copy"
+        shutil.copytree(slot, copy)
+        flip(segments(copy)[which], at, at % 8)
+        spool = open_spool(copy)
+        labels, numbers = set(), []
+        while entry := spool.take():
+            labels.add(spool.next_labels)
+            numbers += numbers_in(entry)
+
+        assert numbers == list(range(1, 13))
+        assert labels == {Labels("nginx", "web1"), None}
+        assert not (copy / "damaged").exists()
+        spool.close()
+        shutil.rmtree(copy)
+
+
+def test_a_sealed_segment_with_both_copies_of_its_header_damaged_is_kept_and_counted(slot):
+    fill(slot)
+    for at in (9, 33):
+        flip(segments(slot)[1], at)
+    damaged = segments(slot)[1].read_bytes()
+    receiver = refill(slot)
+
+    assert receiver.numbers == [*range(1, 5), *range(9, 13)]
+    assert receiver.skipped == {DAMAGED: 4, DROPPED: 0}
+    assert [path.read_bytes() for path in (slot / "damaged").iterdir()] == [damaged]
+
+
+@pytest.mark.parametrize("length", [0, 1, 23, 24, 47, 48, HEADER_BYTES - 1, HEADER_BYTES])
+def test_a_segment_with_a_torn_header_is_no_obstacle(slot, length):
+    fill(slot, 4)
+    (slot / f"{5:020d}.seg2").write_bytes(segment_header()[:length])
+    spool = open_spool(slot)
+    put(spool, 100, 101)
+    sync(spool)
+    spool.close()
+    spool = open_spool(slot)
+
+    assert Receiver().take_all(spool) == [1, 2, 3, 4, 100, 101]
+    assert (spool.recovered, spool.damaged) == (6, 0)
+
+
 def test_damage_is_counted_once_however_often_it_is_read(slot):
     fill(slot)
-    flip(segments(slot)[0], 80)
+    flip(segments(slot)[0], HEADER_BYTES + 80)
     reports = Reports()
     spool = open_spool(slot, reporter=reports)
     for _ in range(3):
@@ -261,7 +314,7 @@ def test_no_more_than_so_many_damaged_bytes_are_kept(slot, monkeypatch):
     monkeypatch.setattr("zmqpush.segment_reader._DAMAGED_BYTES", 100)
     fill(slot)
     for path in segments(slot):
-        flip(path, 40)
+        flip(path, HEADER_BYTES + 40)
     receiver = refill(slot)
 
     assert receiver.skipped[DAMAGED] == 3
@@ -325,48 +378,48 @@ def test_one_bad_slot_of_the_state_leaves_the_other(slot, at, generation):
         b"[]",
         b"null",
         b'{"format": 1}',
-        b'{"format": "1", "stream": "%s"}' % (b"ab" * 16),
-        b'{"format": 1, "stream": "%s"}' % (b"AB" * 16),
-        b'{"format": 1, "stream": 17}',
+        b'{"format": "2", "secret": "%s"}' % (b"ab" * 16),
+        b'{"format": 2, "secret": "%s"}' % (b"AB" * 16),
+        b'{"format": 2, "secret": 17}',
         b"[" * 100_000,
         b'{"format": ' + b"9" * 5000 + b"}",
     ],
 )
 def test_without_a_readable_meta_the_records_are_sent_under_a_new_name(slot, content):
-    before = fill(slot).stream
+    before = fill(slot).secret
     if content is None:
         (slot / "meta").unlink()
     else:
         (slot / "meta").write_bytes(content)
     spool = open_spool(slot)
 
-    assert spool.stream != before
-    assert json.loads((slot / "meta").read_bytes())["stream"] == spool.stream
+    assert spool.secret != before
+    assert json.loads((slot / "meta").read_bytes())["secret"] == spool.secret
     assert Receiver().take_all(spool) == list(range(1, 13))
 
 
 def test_a_copy_goes_on_under_a_new_name_and_what_was_only_moved_does_not(slot, tmp_path):
-    stream = fill(slot).stream
+    secret = fill(slot).secret
     shutil.copytree(slot, tmp_path / "copy")
     slot.rename(tmp_path / "moved")
     moved, copy = open_spool(tmp_path / "moved"), open_spool(tmp_path / "copy")
 
-    assert (moved.stream, moved.records) == (stream, 12)
-    assert (copy.stream != stream, copy.records) == (True, 12)
+    assert (moved.secret, moved.records) == (secret, 12)
+    assert (copy.secret != secret, copy.records) == (True, 12)
 
 
 def test_a_half_written_meta_is_written_anew(slot):
-    before = fill(slot).stream
+    before = fill(slot).secret
     (slot / "meta.new").write_bytes(b"{" * 1000)
     spool = open_spool(slot)
-    assert spool.stream == before
+    assert spool.secret == before
     spool.rename_stream()
 
-    assert json.loads((slot / "meta").read_bytes())["stream"] == spool.stream != before
+    assert json.loads((slot / "meta").read_bytes())["secret"] == spool.secret != before
     assert not (slot / "meta.new").exists()
 
 
-@pytest.mark.parametrize("version", ["2", "1.5", "1e999"])
+@pytest.mark.parametrize("version", ["3", "2.5", "1e999"])
 def test_a_spool_of_a_later_version_is_refused_and_not_touched(slot, version):
     fill(slot)
     (slot / "meta").write_text(f'{{"format": {version}, "more": 1}}')
@@ -393,7 +446,7 @@ def test_segments_below_the_floor_that_were_left_are_removed(slot):
     kept = segments(slot)[0].read_bytes()
     assert refill(slot, 0).end == 12
     assert len(segments(slot)) == 1
-    (slot / f"{1:020d}.seg").write_bytes(kept)
+    (slot / f"{1:020d}.seg2").write_bytes(kept)
     spool = open_spool(slot)
 
     assert len(segments(slot)) == 1
@@ -440,12 +493,301 @@ def test_an_entry_within_a_payload_is_no_entry(slot):
     assert [spool.take().first for _ in range(3)] == [1, 2, 3]
 
 
+# Content that looks like entries.
+
+
+def tear(slot, lost):
+    """Take the last bytes of what was written last, as a power cut may."""
+    path = max([*slot.glob("*.seg"), *segments(slot)])
+    os.truncate(path, path.stat().st_size - lost)
+
+
+def forged(number, mark):
+    """Return a line of raw content that is a whole entry, as far as a sender can know."""
+    line = entry(number, b"forged", mark=mark)[:-1]
+    assert b"\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("number", [4, 5, 9, 1 << 32, (1 << 63) - 2, (1 << 63) - 1])
+@pytest.mark.parametrize(
+    "mark", [FORMER_MARK, MARK.replace(b"\n", b"N"), bytes(8)], ids=["1", "2", "zero"]
+)
+@pytest.mark.parametrize("former", [False, True])
+def test_content_behind_a_torn_write_is_no_entry(slot, former, mark, number):
+    lines = [b"4", forged(number, mark), b"end"]
+    if former:
+        make_former(slot, [1, 2, 3], torn=entry(4, *lines, mark=FORMER_MARK)[:-2])
+    else:
+        spool = open_spool(slot)
+        put(spool, 1, 2, 3)
+        spool.put(Payload(b"".join(line + b"\n" for line in lines), 3))
+        sync(spool)
+        spool.close()
+        tear(slot, 2)
+    for new in (100, 101):
+        spool = open_spool(slot)
+        put(spool, new)
+        sync(spool)
+        assert (spool.recovered, spool.damaged) == (3 + (new - 100), 0)
+        spool.close()
+
+    assert refill(slot).numbers == [1, 2, 3, 100, 101]
+
+
+@pytest.mark.parametrize("number", [3, 4, 60, 61, 1 << 32, (1 << 63) - 1])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_jump_of_numbers_is_bounded_by_the_bytes_between(slot, number, last):
+    """Even where somebody knows the mark, or it is one of format 1."""
+    slot.mkdir()
+    bad = entry(2, b"x" * 20)
+    data = segment_header() + entry(1, b"1") + flipped(bad) + entry(number, b"9")
+    (slot / f"{1:020d}.seg2").write_bytes(data)
+    if not last:
+        follows = min(number + 1, (1 << 63) - 1)
+        (slot / f"{follows:020d}.seg2").write_bytes(segment_header() + entry(follows, b"10"))
+    spool = open_spool(slot)
+    first, *skips, second = [spool.take() for _ in range(2 if last and number > 60 else 3)]
+
+    assert first.first == 1
+    if number < 2 + len(bad):
+        assert (second.first, numbers_in(second)) == (number, [9])
+        assert skips == [Skip(2, number - 2, DAMAGED)]
+    elif last:
+        assert (second, spool.recovered) == (None, 1)
+    else:
+        assert skips == [Skip(2, follows - 2, DAMAGED)]
+        assert second.first == follows
+
+
+def flipped(data):
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def test_a_flood_of_entries_in_content_behind_damage_is_no_entry(slot):
+    """The damage is in the middle of a sealed segment, where the next entry is looked for."""
+    spool = open_spool(slot)
+    lines = [forged(n, FORMER_MARK) for n in range(2, 9)]
+    spool.put(Payload(b"".join(line + b"\n" for line in lines), 7))
+    put(spool, *range(8, 20))
+    sync(spool)
+    spool.close()
+    flip(segments(slot)[0], HEADER_BYTES)
+    receiver = refill(slot)
+
+    assert receiver.numbers == list(range(8, 20))
+    assert receiver.skipped[DAMAGED] == 7
+
+
+# Labels.
+
+
+def labels_and_numbers(spool):
+    """Return what a sender takes: numbers under the labels that were told before each."""
+    found = []
+    while (labels := spool.next_labels) is not None:
+        entry = spool.take()
+        found.append((labels.type, numbers_in(entry) if isinstance(entry, Data) else entry))
+    assert spool.take() is None
+    return found
+
+
+def test_the_labels_of_a_run_stay_with_its_records(slot):
+    types = ["a", "b", "b", "a", "c"]
+    expected = []
+    for run, kind in enumerate(types):
+        spool = open_spool(slot, labels=Labels(kind, "h", run % 2 == 0))
+        put(spool, *range(6 * run, 6 * run + 6))  # two segments
+        sync(spool)
+        expected += [(kind, [n]) for n in range(6 * run, 6 * run + 6)]
+        assert labels_and_numbers(spool) == expected
+        spool.rewind()
+        assert spool.next_labels == Labels("a", "h", True)
+        spool.close()
+    spool = open_spool(slot, labels=Labels("z"))
+    spool.acknowledge(6)
+
+    assert spool.next_labels == Labels("b", "h", False)
+    assert labels_and_numbers(spool) == expected[6:]
+
+
+def test_the_labels_of_what_is_damaged_or_dropped_are_nobodys_business(slot):
+    for kind in "abc":
+        spool = open_spool(slot, labels=Labels(kind))
+        put(spool, *range(1, 6))
+        sync(spool)
+        spool.close()
+    paths = segments(slot)
+    assert [int(path.stem) for path in paths] == [1, 5, 6, 10, 11, 15]
+    flip(paths[1], HEADER_BYTES + 40)  # number 5, the last of a
+    paths[2].unlink()  # 6 to 9, of b
+    spool = open_spool(slot, labels=Labels("d"))
+    found = labels_and_numbers(spool)
+
+    assert [(kind, n) for kind, n in found if not isinstance(n, Skip)] == [
+        *(("a", [n]) for n in (1, 2, 3, 4)),
+        ("b", [5]),
+        *(("c", [n]) for n in (1, 2, 3, 4, 5)),
+    ]
+    assert [n for _, n in found if isinstance(n, Skip)] == [Skip(5, 5, DAMAGED)]
+
+
+def test_dropping_the_oldest_goes_on_with_the_labels_of_what_follows(slot):
+    for kind in "ab":
+        spool = open_spool(slot, labels=Labels(kind), max_bytes=FULL)
+        put(spool, *range(1, 5))
+        sync(spool)
+        spool.close()
+    spool = open_spool(slot, labels=Labels("c"), max_bytes=FULL, when_full=WhenFull.DROP_OLDEST)
+    assert spool.next_labels == Labels("a")
+    put(spool, *range(1, 10))
+    sync(spool)
+
+    assert spool.dropped == 4
+    found = labels_and_numbers(spool)
+    assert [(kind, n) for kind, n in found if not isinstance(n, Skip)] == [
+        *(("b", [n]) for n in (1, 2, 3, 4)),
+        *(("c", [n]) for n in range(1, 10)),
+    ]
+
+
+def test_the_longest_labels_fit(slot):
+    labels = Labels("\U0001f600" * 256, "\udc80" * 256, raw=True)
+    spool = open_spool(slot, labels=labels)
+    put(spool, 1)
+    sync(spool)
+    spool.close()
+    spool = open_spool(slot)
+
+    assert (spool.next_labels, spool.records) == (labels, 1)
+    assert Receiver().take_all(spool) == [1]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *(b"", b"null", b"[]", b"{}", b'"x"', b"\xff", b"[" * 5000, b'{"type":1}'),
+        b'{"type":"a","host":"","raw":1}',
+        b'{"type":"a","host":"%s","raw":true}' % (b"h" * 257),
+        b'{"type":"a","host":"","more":1}',
+    ],
+)
+def test_labels_that_make_no_sense_are_those_of_the_run(slot, labels):
+    slot.mkdir()
+    data = segment_header(labels=labels) + entry(1, b"1")
+    (slot / f"{1:020d}.seg2").write_bytes(data)
+    spool = open_spool(slot, labels=Labels("now"))
+
+    assert labels_and_numbers(spool) in ([("now", [1])], [("", [1])])
+
+
+@pytest.mark.parametrize("written", [0, 1, 30, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 40])
+@pytest.mark.parametrize("killed", [False, True])
+def test_no_space_in_the_header_of_a_segment_is_rolled_back(slot, disk, written, killed):
+    spool = open_spool(slot)
+    put(spool, 1, 2, 3, 4)
+    sync(spool)
+    disk.written = written
+    disk.fail("pwritev", errno.ENOSPC)
+    put(spool, 5, 6)
+    assert segments(slot)[-1].stat().st_size == 0
+    assert (spool.unsafe, account(spool)) == (2, 6)
+    disk.reboot()
+    if not killed:
+        spool.retry()
+        sync(spool)
+        spool.close()
+    spool = open_spool(slot)
+
+    assert Receiver().take_all(spool) == [1, 2, 3, 4, *([] if killed else [5, 6])]
+
+
+# Format 1.
+
+
+def make_former(slot, *runs, torn=b"", stream="ab" * 16, floor=0):
+    """Make a spool as earlier versions wrote it; each block holds one number."""
+    slot.mkdir()
+    meta = {"format": 1, "stream": stream, "inode": slot.stat().st_ino}
+    (slot / "meta").write_text(json.dumps(meta) + "\n")
+    number = 1
+    for run in runs:
+        blocks = [entry_of(number + i, 1, payload(n).data, FORMER_MARK) for i, n in enumerate(run)]
+        (slot / f"{number:020d}.seg").write_bytes(b"".join(blocks) + torn)
+        number += len(run)
+    state = struct.pack(">8sQQ", b"SPOOLST1", 2, floor)
+    (slot / "state").write_bytes(bytes(4096) + state + struct.pack(">I", zlib.crc32(state)))
+
+
+def test_a_spool_of_format_1_goes_over_by_itself(slot):
+    make_former(slot, [1, 2, 3], [4, 5], floor=2)
+    spool = open_spool(slot, labels=Labels("now"))
+    secret = spool.secret
+
+    assert (spool.was, spool.first, spool.recovered, spool.records) == ("ab" * 16, 3, 5, 3)
+    meta = {"format": 2, "secret": secret, "was": "ab" * 16, "inode": slot.stat().st_ino}
+    assert json.loads((slot / "meta").read_bytes()) == meta
+    assert not spool._reporter
+    put(spool, 6)
+    sync(spool)
+    assert labels_and_numbers(spool) == [("now", [n]) for n in (3, 4, 5, 6)]
+    spool.close()
+    spool = open_spool(slot, labels=Labels("later"))
+    assert (spool.secret, spool.was) == (secret, "ab" * 16)
+    assert labels_and_numbers(spool) == [*(("later", [n]) for n in (3, 4, 5)), ("now", [6])]
+    spool.acknowledge(6)
+    spool.unlink_removable()
+    assert not list(slot.glob("*.seg"))
+    spool.rename_stream()
+    assert (spool.secret != secret, spool.was) == (True, "")
+    assert "was" not in json.loads((slot / "meta").read_bytes())
+
+
+def test_a_copy_of_a_spool_of_format_1_is_a_new_stream(slot, tmp_path):
+    make_former(slot, [1, 2, 3])
+    shutil.copytree(slot, tmp_path / "copy")
+    spool = open_spool(tmp_path / "copy")
+
+    assert (spool.was, spool.records) == ("", 3)
+
+
+def test_a_tail_of_format_1_torn_at_any_byte_costs_only_the_entries_it_tore(slot, tmp_path):
+    make_former(slot, [1, 2, 3])
+    size = (slot / f"{1:020d}.seg").stat().st_size
+    for length in range(size):
+        copy = tmp_path / "copy"
+        shutil.copytree(slot, copy)
+        os.truncate(copy / f"{1:020d}.seg", length)
+        for new in (100, 101):
+            spool = open_spool(copy)
+            put(spool, new)
+            sync(spool)
+            spool.close()
+
+        assert refill(copy).numbers == [*range(1, 1 + length // 72), 100, 101]
+        shutil.rmtree(copy)
+
+
+def test_a_bit_flipped_in_a_sealed_segment_of_format_1_costs_one_entry(slot, tmp_path):
+    make_former(slot, [1, 2, 3], [4])
+    for at in range(3 * 72):
+        copy = tmp_path / "copy"
+        shutil.copytree(slot, copy)
+        flip(copy / f"{1:020d}.seg", at, at % 8)
+        receiver = refill(copy)
+        lost = 1 + at // 72
+
+        assert receiver.numbers == [n for n in range(1, 5) if n != lost]
+        assert receiver.skipped[DAMAGED] == 1
+        shutil.rmtree(copy)
+
+
 # When it is full.
 
 
 @POLICIES
 def test_when_it_is_full_every_record_is_accounted_for(slot, policy):
-    spool = open_spool(slot, max_bytes=1024, when_full=policy)
+    spool = open_spool(slot, max_bytes=FULL, when_full=policy)
     receiver = Receiver()
     total = 0
     for _ in range(40):
@@ -455,7 +797,7 @@ def test_when_it_is_full_every_record_is_accounted_for(slot, policy):
         total += 1
         put(spool, total)
         assert account(spool) == total
-        assert sum(path.stat().st_size for path in segments(slot)) <= 1024
+        assert sum(path.stat().st_size for path in segments(slot)) <= FULL
         sync(spool)
     receiver.take_all(spool)
     spool.retry()
@@ -471,7 +813,7 @@ def test_when_it_is_full_every_record_is_accounted_for(slot, policy):
     elif policy is WhenFull.DROP_NEWEST:
         assert receiver.numbers == expected[: len(receiver.numbers)]
         assert receiver.skipped[DROPPED] == 0
-        assert len(receiver.numbers) == 1024 // 72
+        assert len(receiver.numbers) == 14
     else:
         assert receiver.numbers == expected[-len(receiver.numbers) :]
         assert receiver.skipped[DROPPED] == spool.dropped == total - len(receiver.numbers)
@@ -480,7 +822,7 @@ def test_when_it_is_full_every_record_is_accounted_for(slot, policy):
 
 
 def test_what_is_in_flight_is_not_dropped(slot):
-    spool = open_spool(slot, max_bytes=1024, when_full=WhenFull.DROP_OLDEST)
+    spool = open_spool(slot, max_bytes=FULL, when_full=WhenFull.DROP_OLDEST)
     put(spool, *range(1, 13))
     sync(spool)
     receiver = Receiver()
@@ -497,13 +839,13 @@ def test_what_is_in_flight_is_not_dropped(slot):
 
 
 def test_dropping_and_damage_in_a_row_count_every_record_once(slot):
-    spool = open_spool(slot, max_bytes=1024, when_full=WhenFull.DROP_OLDEST)
+    spool = open_spool(slot, max_bytes=FULL, when_full=WhenFull.DROP_OLDEST)
     put(spool, *range(1, 13))
     sync(spool)
     for _ in range(2):
         spool.take()
     put(spool, *range(13, 18))  # drops the second segment
-    flip(segments(slot)[0], 3 * 72 + 40)  # the last of the first one
+    flip(segments(slot)[0], HEADER_BYTES + 3 * 72 + 40)  # the last of the first one
     sync(spool)
     for _ in range(2):
         spool.take()
@@ -517,7 +859,7 @@ def test_dropping_and_damage_in_a_row_count_every_record_once(slot):
 
 
 def test_the_holes_of_a_receiver_that_is_away_for_long_are_one(slot):
-    spool = open_spool(slot, max_bytes=1024, when_full=WhenFull.DROP_OLDEST)
+    spool = open_spool(slot, max_bytes=FULL, when_full=WhenFull.DROP_OLDEST)
     for number in range(1, 200):
         put(spool, number)
         sync(spool)
@@ -527,7 +869,7 @@ def test_the_holes_of_a_receiver_that_is_away_for_long_are_one(slot):
 
 
 def test_a_block_that_is_larger_than_the_spool_is_taken_if_it_is_alone(slot):
-    spool = open_spool(slot, max_bytes=1024)
+    spool = open_spool(slot, max_bytes=FULL)
     put(spool, 1, size=4000)
     put(spool, 2)
     assert (spool.records, spool.unsafe) == (2, 1)
@@ -589,7 +931,7 @@ def test_no_space_frees_what_is_acknowledged(slot, disk):
     sync(spool)
 
     assert (spool.unsafe, spool.take().first) == (0, 3)
-    assert [path.name for path in segments(slot)] == [f"{3:020d}.seg"]
+    assert [path.name for path in segments(slot)] == [f"{3:020d}.seg2"]
 
 
 @POLICIES
@@ -716,7 +1058,7 @@ def test_a_segment_that_was_given_up_is_not_read_beyond_what_was_synced(slot, di
     first, second = segments(slot)
 
     assert [number for number, _, _ in entries(first.read_bytes())] == [1, 2, 3]
-    assert second.name == f"{3:020d}.seg"
+    assert second.name == f"{3:020d}.seg2"
     assert [number for number, _, _ in entries(second.read_bytes())] == [3, 4]
     spool.close()
     disk.reboot()
@@ -737,9 +1079,87 @@ def test_without_room_to_write_anew_the_records_wait_for_it(slot, disk):
     assert Receiver().take_all(spool) == [1, 2, 3]
 
 
+@POLICIES
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_room_that_only_a_sync_finds_missing_is_waited_for_or_the_policy_drops(
+    slot, disk, policy, error
+):
+    """As on NFS: writes succeed, syncs do not, however often it is tried."""
+    spool = open_spool(slot, when_full=policy)
+    put(spool, 1, 2, 3)
+    sync(spool)
+    disk.fail("fdatasync", error)
+    put(spool, 4)
+    for _ in range(4):
+        sync(spool)
+        spool.retry()
+    left = [1, 2, 3, 4] if policy is WhenFull.BLOCK else [1, 2, 3]  # in the only segment
+    assert not spool.failed
+    assert spool.records == len(left)
+    assert account(spool) == 4
+    disk.reboot()
+    spool.retry()
+    sync(spool)
+
+    assert Receiver().take_all(spool) == left
+
+
+def test_room_that_only_a_sync_finds_missing_may_be_made_by_dropping_the_oldest(slot, disk):
+    spool = open_spool(slot, when_full=WhenFull.DROP_OLDEST)
+    put(spool, *range(1, 13))
+    sync(spool)
+    oldest = len(entries(segments(slot)[0].read_bytes()))
+    disk.fail("fdatasync", errno.ENOSPC, 1)
+    put(spool, 13)
+    sync(spool)
+    sync(spool)
+
+    assert (spool.dropped, account(spool)) == (oldest, 13)
+    assert Receiver().take_all(spool) == list(range(oldest + 1, 14))
+
+
+def test_a_new_name_for_which_there_is_no_room_is_not_used(slot, monkeypatch):
+    spool = open_spool(slot)
+    secret = spool.secret
+    real = os.write
+
+    def write(fd, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", write)
+    spool.rename_stream()
+    assert spool.secret == secret == json.loads((slot / "meta").read_bytes())["secret"]
+    monkeypatch.setattr(os, "write", real)
+    spool.rename_stream()
+
+    assert spool.secret != secret
+    assert spool.secret == json.loads((slot / "meta").read_bytes())["secret"]
+
+
+@pytest.mark.parametrize("call", ["write", "pwrite", "rename", "fsync", "fdatasync"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_an_opening_that_fails_leaves_nothing_open_and_is_repeated(slot, monkeypatch, call, error):
+    fill(slot, 3)
+    for name in ("meta", "state"):
+        (slot / name).unlink()
+    before = os.listdir("/proc/self/fd")
+
+    def failing(*args):
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as context:
+        context.setattr(os, call, failing)
+        with pytest.raises(SpoolError) as raised:
+            open_spool(slot)
+    assert os.listdir("/proc/self/fd") == before
+    assert isinstance(raised.value, SpoolFullError) == (error != errno.EIO)
+
+    assert Receiver().take_all(open_spool(slot)) == [1, 2, 3]
+
+
 def test_a_skip_never_reaches_beyond_what_is_synced(slot, disk):
     """Else numbers that it passed over would be given to the blocks that are written anew."""
-    spool = open_spool(slot, max_bytes=1024, when_full=WhenFull.DROP_OLDEST)
+    spool = open_spool(slot, max_bytes=FULL, when_full=WhenFull.DROP_OLDEST)
     put(spool, 1, 2)
     sync(spool)
     put(spool, *range(3, 16))  # drops the segment of 1 to 4
@@ -806,7 +1226,7 @@ def test_a_sync_covers_the_segments_that_were_filled_meanwhile(slot, disk):
     assert spool.take() is None
     sync(spool)
 
-    names = [f"{1:020d}.seg", f"{5:020d}.seg", "0"]
+    names = [f"{1:020d}.seg2", f"{5:020d}.seg2", "0"]
     assert synced == [names[0], "0", *names]
     assert Receiver(1).take_all(spool) == [*range(2, 7)]
 
@@ -977,7 +1397,9 @@ def test_beginning_again_in_the_middle_of_a_segment(slot):
 
 def test_an_entry_with_an_older_number_does_not_count(slot):
     slot.mkdir()
-    (slot / f"{5:020d}.seg").write_bytes(entry(5, b"5") + entry(6, b"6") + entry(5, b"again"))
+    (slot / f"{5:020d}.seg2").write_bytes(
+        segment_header() + entry(5, b"5") + entry(6, b"6") + entry(5, b"again")
+    )
     spool = open_spool(slot)
 
     assert (spool.recovered, Receiver(4).take_all(spool)) == (6, [5, 6])
@@ -987,14 +1409,14 @@ def test_a_new_name_of_the_stream_keeps_the_records(slot):
     fill(slot)
     spool = open_spool(slot)
     spool.take()
-    before = spool.stream
+    before = spool.secret
     spool.rename_stream()
     spool.rewind()
-    assert spool.stream != before
+    assert spool.secret != before
     spool.close()
     again = open_spool(slot)
 
-    assert again.stream == spool.stream
+    assert again.secret == spool.secret
     assert Receiver().take_all(again) == [*range(1, 13)]
 
 
@@ -1050,11 +1472,11 @@ def test_a_backlog_opens_quickly_since_only_its_end_is_read(slot, monkeypatch):
     size = 16 << 20
     slot.mkdir()
     for number in range(640):  # 10 GiB, sparse
-        path = slot / f"{1 + 1000 * number:020d}.seg"
+        path = slot / f"{1 + 1000 * number:020d}.seg2"
         path.touch()
         os.truncate(path, size)
-    last = slot / f"{1 + 1000 * 640:020d}.seg"
-    last.write_bytes(entry(640001, b"1", b"2"))
+    last = slot / f"{1 + 1000 * 640:020d}.seg2"
+    last.write_bytes(segment_header() + entry(640001, b"1", b"2"))
     opened = []
     real = os.open
 
@@ -1066,15 +1488,15 @@ def test_a_backlog_opens_quickly_since_only_its_end_is_read(slot, monkeypatch):
     spool = open_spool(slot, max_bytes=20 << 30)
 
     assert (spool.recovered, spool.records) == (640002, 640002)
-    assert len({name for name in opened if name.endswith(".seg")}) <= 7
+    assert len({name for name in opened if name.endswith(".seg2")}) <= 7
     assert sum(name == str(last) for name in opened) <= 2
 
 
 def test_a_sealed_segment_of_16_mib_is_skipped_in_one_go(slot):
     slot.mkdir()
     data = b"".join(entry(n, b"x" * 4000) for n in range(1, 4000))
-    (slot / f"{1:020d}.seg").write_bytes(bytes(len(data)))
-    (slot / f"{4000:020d}.seg").write_bytes(entry(4000, b"4000"))
+    (slot / f"{1:020d}.seg2").write_bytes(bytes(len(data)))
+    (slot / f"{4000:020d}.seg2").write_bytes(segment_header() + entry(4000, b"4000"))
     spool = open_spool(slot)
 
     assert spool.take() == Skip(1, 3999, DAMAGED)

@@ -1,5 +1,6 @@
 """The units of ``contrib/systemd``: checked by systemd's own tools, and run by a real systemd."""
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from helpers import BIN, PATIENCE, wait_until
 from manager import CONTRIB, MACHINE, manager
 
 PAGE = CONTRIB.parent.parent / "docs" / "integrations.md"
+DATAGRAM = CONTRIB / "zmqpush-datagram.conf"
 SERVICES = sorted(CONTRIB.glob("*.service"))
 REMOTE = "/lib/systemd/systemd-journal-remote"
 ODD = b'two\nlines, \xff, \0 and "\x1b'
@@ -56,6 +58,31 @@ def test_systemd_finds_nothing_to_complain_about(tmp_path):
 
     assert len(units) == 4
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@needs("shellcheck", "shellcheck")
+@pytest.mark.parametrize("script", ["systemd/zmqpush-journal", "syslog-ng/zmqpush-hold"])
+def test_shellcheck_finds_nothing_to_complain_about(script):
+    command = ["shellcheck", "--shell=sh", CONTRIB.parent / script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@needs_systemd
+@pytest.mark.parametrize("line", ["", "ListenDatagram=\n"], ids=["as it is", "broken"])
+def test_systemd_takes_the_socket_for_datagrams(tmp_path, line):
+    drop_in = tmp_path / "zmqpush@app.socket.d"
+    drop_in.mkdir()
+    (drop_in / DATAGRAM.name).write_text(DATAGRAM.read_text() + line)
+    for name in ("zmqpush@.socket", "zmqpush@.service"):
+        text = (CONTRIB / name).read_text().replace("/usr/local/bin", str(BIN))
+        (tmp_path / name.replace("@", "@app")).write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
+    unit = tmp_path / "zmqpush@app.socket"
+    done = subprocess.run([*command, unit], capture_output=True, text=True, timeout=PATIENCE)
+
+    assert (done.returncode == 0, done.stdout + done.stderr == "") == (not line, not line)
 
 
 @needs_systemd
@@ -147,7 +174,7 @@ def test_systemd_stops_zmqpush_in_order_and_what_is_left_arrives_later(systemd):
     systemd.run("systemctl", "start", "zmqpush@app.socket")
     write(systemd, "one")
     spool = systemd.lib / "private/zmqpush/app/0"
-    wait_until(lambda: any(segment.stat().st_size for segment in spool.glob("*.seg")))
+    wait_until(lambda: any(segment.stat().st_size for segment in spool.glob("*.seg2")))
     systemd.run("systemctl", "stop", "zmqpush@app.service")  # waits for --grace: nobody receives
 
     assert systemd.show("zmqpush@app.service", "ExecMainStatus") == "75"
@@ -155,6 +182,24 @@ def test_systemd_stops_zmqpush_in_order_and_what_is_left_arrives_later(systemd):
     write(systemd, "two")
     systemd.run("systemctl", "start", "zmqpull.service")
     wait_until(lambda: messages(arrived) == ["one", "two"])
+
+
+def test_systemd_ships_datagrams_whatever_is_killed(systemd, tmp_path):
+    drop_in = tmp_path / "units/zmqpush@app.socket.d"
+    drop_in.mkdir()
+    shutil.copy(DATAGRAM, drop_in)
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "start", "zmqpull.service", "zmqpush@app.socket")
+    logged = ("logger", "-d", "-u", "/run/zmqpush/app", "-t", "app")
+    arrived = systemd.log / "zmqpull/app.ndjson"
+    texts = ["one", "two", "three", "four"]
+    for number, text in enumerate(texts, 1):
+        systemd.run(*logged, text)  # the second and later ones while it is dead
+        wait_until(lambda number=number: len(messages(arrived)) == number)
+        systemd.signal(signal.SIGKILL, "zmqpush@app.service")
+
+    assert [message.rpartition("app: ")[2] for message in messages(arrived)] == texts
+    assert systemd.show("zmqpush@app.service", "NRestarts") != "0"
 
 
 @needs_logrotate
@@ -177,9 +222,9 @@ def field(name, value):
     return name + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
 
 
-def add_to_journal(path, *values):
+def add_to_journal(path, *values, second=1_700_000_000):
     """Append entries to a journal; each has the next second."""
-    second = 1_700_000_000 + len(entries(path))
+    second += len(entries(path))
     text = b""
     for number, value in enumerate(values, second):
         text += b"__REALTIME_TIMESTAMP=%d000000\n__MONOTONIC_TIMESTAMP=%d\n" % (number, number)
@@ -281,16 +326,113 @@ def test_a_pass_over_the_journal_that_is_killed_is_repeated(ship_journal, collec
     wrapper.with_name("new").write_text(text.replace("exec", f"{slow}exec"))
     wrapper.with_name("new").chmod(0o755)
     wrapper.with_name("new").rename(wrapper)
-    new = [b"new %d" % n for n in range(100)]
+    new = [b"new %d " % n + bytes(5000) for n in range(100)]  # more than pipes and buffers hold
     add_to_journal(tmp_path / "a.journal", *new)
-    wait_until(lambda: shipped(arrived)[100:] == new[:50])
+    wait_until(lambda: len(shipped(arrived)) > 100)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     assert cursor.read_bytes() == moved
     wrapper.write_text(text)
     ship_journal()
 
-    wait_until(lambda: shipped(arrived)[100:] == new[:50] + new)
+    wait_until(lambda: shipped(arrived)[-1:] == new[-1:])
+    found = shipped(arrived)[100:]
+    twice = len(found) - len(new)
+    assert 0 < twice < 51
+    assert found == new[:twice] + new
+
+
+@pytest.fixture
+def move_journal(tmp_path):
+    """Return a function that replaces the journal, as journald does when it removes old entries."""
+    seconds = itertools.count(1_700_001_000, 1000)
+
+    def move(*values):
+        add_to_journal(tmp_path / "b.journal", *values, second=next(seconds))
+        (tmp_path / "b.journal").rename(tmp_path / "a.journal")
+
+    return move
+
+
+@needs_journal
+def test_no_entry_is_skipped_when_that_of_the_cursor_is_gone(
+    ship_journal, collector, move_journal, tmp_path
+):
+    """It was vacuumed, or the journal is in memory and the machine was started again."""
+    add_to_journal(tmp_path / "a.journal", b"one", b"two")
+    child = ship_journal()
+    wait_until(lambda: shipped(collector("journal")) == [b"one", b"two"])
+    move_journal(b"three", b"four")  # while it runs
+    wait_until(lambda: shipped(collector("journal"))[2:] == [b"three", b"four"])
+    child.terminate()
+    assert child.wait(PATIENCE) == 0
+    move_journal(b"five")
+    child = ship_journal()
+    wait_until(lambda: shipped(collector("journal"))[4:] == [b"five"])
+    add_to_journal(tmp_path / "a.journal", b"six", second=1_700_009_000)
+    wait_until(lambda: shipped(collector("journal"))[5:] == [b"six"])
+    child.terminate()
+
+    assert (child.wait(PATIENCE), child.stderr.read()) == (0, b"")
+    assert shipped(collector("journal"))[4:] == [b"five", b"six"]
+
+
+JOURNALCTL = {
+    # What it prints before it fails is shipped once, and not again.
+    "in the end": ('{real} "$@"; exit 1', b"journalctl fails (exit code 1)", 2),
+    "at once": ("echo disk on fire >&2; exit 1", b"disk on fire", 0),
+    # Half an entry was printed: the next run repeats the pass.
+    "killed": ('{real} "$@" | head -c 2000; kill -9 $$', b"journalctl fails (exit code 137)", None),
+}
+
+
+@needs_journal
+@pytest.mark.parametrize("fault", JOURNALCTL)
+def test_a_journalctl_that_fails_is_reported_and_loses_nothing(
+    ship_journal, collector, tmp_path, fault
+):
+    arrived = collector("journal")
+    script, line, count = JOURNALCTL[fault]
+    old = [b"one", b"two " + bytes(3000)]
+    add_to_journal(tmp_path / "a.journal", *old)
+    wrapper = tmp_path / "bin" / "journalctl"
+    text = wrapper.read_text()
+    real = text.split("exec ")[1].removesuffix(' "$@"\n')
+    fails = script.replace("{real}", real)
+    wrapper.write_text(text.replace("exec", f"case $* in *--all*) {fails} ;; esac\nexec"))
+    for _ in range(2):  # systemd starts it again
+        child = ship_journal()
+        assert child.wait(PATIENCE) == 74
+        said = child.stderr.read()
+        assert line in said
+        assert said.count(b"what is not shipped stays in the journal") == 1
+    if count is not None:
+        assert shipped(arrived) == old[:count]
+    assert (tmp_path / "journal" / "cursor").exists() == bool(count)
+    wrapper.write_text(text)
+    add_to_journal(tmp_path / "a.journal", b"three")
+    ship_journal()
+
+    wait_until(lambda: arrived.exists() and b"three" in arrived.read_bytes())
+    if count is not None:
+        assert shipped(arrived) == [*old, b"three"]
+    else:
+        assert arrived.read_bytes().count(b'"one"') == 3
+
+
+@needs_journal
+def test_a_cursor_is_on_the_disk_before_it_counts(ship_journal, collector, start, tmp_path):
+    """A file that was renamed and not synced may be empty after a power cut."""
+    add_to_journal(tmp_path / "a.journal", b"one")
+    calls = tmp_path / "calls"
+    for name in ("sync", "mv"):
+        path = tmp_path / "bin" / name
+        path.write_text(f'#!/bin/sh\necho {name} "$@" >>{calls}\nexec {shutil.which(name)} "$@"\n')
+        path.chmod(0o755)
+    ship_journal()
+    wait_until(lambda: calls.exists() and calls.read_text().count("\n") >= 3)
+
+    assert calls.read_text().splitlines()[:3] == ["sync next", "mv next cursor", "sync ."]
 
 
 @needs_journal

@@ -3,7 +3,7 @@
 import pytest
 
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import Skip
+from zmqpush.core.frames import Labels, Skip
 from zmqpush.queue import WhenFull
 from zmqpush.unacked_queue import UnackedQueue
 
@@ -23,7 +23,7 @@ def take_all(queue):
 
 
 def test_the_oldest_that_is_not_in_flight_is_dropped():
-    queue = UnackedQueue(ROOM_FOR_TWO, WhenFull.DROP_OLDEST)
+    queue = UnackedQueue(ROOM_FOR_TWO, WhenFull.DROP_OLDEST, Labels())
     put(queue)
     queue.take()
     put(queue, 4)
@@ -35,7 +35,7 @@ def test_the_oldest_that_is_not_in_flight_is_dropped():
 
 
 def test_with_everything_in_flight_the_newest_is_dropped():
-    queue = UnackedQueue(ROOM_FOR_TWO, WhenFull.DROP_OLDEST)
+    queue = UnackedQueue(ROOM_FOR_TWO, WhenFull.DROP_OLDEST, Labels())
     put(queue, 2)
     take_all(queue)
     put(queue)
@@ -46,7 +46,7 @@ def test_with_everything_in_flight_the_newest_is_dropped():
 
 @pytest.mark.parametrize("more", range(2, 6))
 def test_after_a_session_skips_in_a_row_become_one(more):
-    queue = UnackedQueue(ROOM_FOR_TWO, WhenFull.DROP_OLDEST)
+    queue = UnackedQueue(ROOM_FOR_TWO, WhenFull.DROP_OLDEST, Labels())
     put(queue)
     queue.take()
     put(queue, 3)
@@ -60,7 +60,7 @@ def test_after_a_session_skips_in_a_row_become_one(more):
 
 
 def test_one_block_may_be_larger_than_all_the_room():
-    queue = UnackedQueue(ROOM_FOR_TWO, WhenFull.DROP_OLDEST)
+    queue = UnackedQueue(ROOM_FOR_TWO, WhenFull.DROP_OLDEST, Labels())
     put(queue, 2)
     queue.put(Payload(b"x" * 600 + b"\n", 1))
 

@@ -36,7 +36,13 @@ def _hold_standard_descriptors() -> None:
             os.open(os.devnull, flags)
 
 
+def _never_stop_for_a_terminal() -> None:
+    # With `stty tostop` a line that a background job writes to its terminal would stop it.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+
 def _prepare() -> None:
+    _never_stop_for_a_terminal()
     _hold_standard_descriptors()
     # What we make is not for others, ipc sockets least of all, whatever our parent's umask.
     os.umask(os.umask(0o077) | 0o007)
@@ -65,12 +71,16 @@ def _run(command: Callable[..., object], program: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        command(prog_name=program)
+        command(prog_name=program, standalone_mode=False)
     except OSError as exc:  # what is printed, such as the help, cannot be written
         from zmqpush.telemetry import Reporter
 
         Reporter(program).warn(str(exc.strerror))
         os._exit(EXIT_IO)
+    except Exception as exc:
+        from zmqpush.failures import report_failure
+
+        sys.exit(report_failure(exc, program))
 
 
 def push() -> None:
@@ -91,6 +101,7 @@ def pull() -> None:
 
 def keys() -> None:
     """Run ``zmqpush-keys``."""
+    _never_stop_for_a_terminal()
     _hold_standard_descriptors()
     from zmqpush.keys_cli import keys as command
 

@@ -13,20 +13,24 @@ import random
 import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import zmq
 
 from zmqpush.acked_links import DealerLink
+from zmqpush.background import end_with
 from zmqpush.core.envelope import Format, Payload
+from zmqpush.core.frames import MAX_LABEL, Labels, public_name
 from zmqpush.core.sender import Redial, Sender
 from zmqpush.endings import Ending
+from zmqpush.errors import SpoolError, SpoolFullError
 from zmqpush.faults import fault_point
 from zmqpush.guard import Guard
 from zmqpush.outlet import Outcome
 from zmqpush.settings import Confirm, PushSettings, Sync
 from zmqpush.slots import take_slot
 from zmqpush.spool import Spool, SyncJob
-from zmqpush.telemetry import Outage, Reporter
+from zmqpush.telemetry import Outage, Reporter, Tally
 from zmqpush.unacked_queue import UnackedQueue
 
 # With ``--sync interval``, how often the spool is synced at most, in seconds.
@@ -55,52 +59,92 @@ class AckedOutlet:
         reporter: Where to say what happens.
         guard: How to encrypt.
 
-    Raises:
-        SpoolError: If the spool cannot be used.
-
     """
+
+    _sender: Sender  # from open() on
 
     def __init__(self, settings: PushSettings, reporter: Reporter, guard: Guard) -> None:
         self._settings = settings
         self._reporter = reporter
         self._guard = guard
+        self._slot: Path | None = None
         self._spool: Spool | None = None
-        if settings.spool:
-            self._spool = Spool(
-                take_slot(settings.spool, settings.spool_slots),
-                max_bytes=settings.spool_max,
-                when_full=settings.when_full,
-                sync=settings.sync,
-                reporter=reporter,
-            )
-        self._store = self._spool or UnackedQueue(settings.queue_max, settings.when_full)
-        labels: dict[str, str | bool] = {
-            "type": settings.logtype[:256],
-            "host": socket.gethostname()[:256],
-            "raw": settings.format is Format.RAW,
-        }
-        self._endpoints = list(settings.endpoints.connect)
-        patience = _PATIENCE if len(self._endpoints) == 1 else _PATIENCE_OF_SEVERAL
-        run = os.urandom(16).hex()
-        self._sender = Sender(self._store, run, labels, patience, random.random)
-        if settings.spread:
-            self._endpoints = _spread(self._endpoints, self._store.stream)
+        host, raw = socket.gethostname(), settings.format is Format.RAW
+        self._labels = Labels(settings.logtype[:MAX_LABEL], host[:MAX_LABEL], raw)
+        self._store: Spool | UnackedQueue = UnackedQueue(
+            settings.queue_max, settings.when_full, self._labels
+        )
         self._context = zmq.Context()
-        self._endpoint = self._last_endpoint = self._endpoints[0]
+        self._endpoints = list(settings.endpoints.connect)
         self._link: DealerLink | None = None
         self._not_before: dict[str, float] = {}  # endpoints that have refused us
-        self._outage, self._fullness = Outage(reporter), Outage(reporter)
+        self._outage, self._fullness = Outage(reporter, guard.why), Outage(reporter)
         self._name = "spool" if settings.spool else "queue"
+        self._drops = Tally(reporter, f"the {self._name} is full: {{}} records dropped")
         self._moved = asyncio.Event()  # something was acknowledged
         self._unsynced = asyncio.Event()
         self._pressing = asyncio.Event()  # much is unsynced
         self._wake_at = self._dial_at = 0.0
+
+    async def open(self, ending: Ending) -> None:
+        """
+        Open the spool, once there is room for its files, and connect.
+
+        Raises:
+            SpoolError: If the spool cannot be used, or a signal comes while it waits.
+
+        """
+        settings = self._settings
+        if settings.spool:
+            self._store = self._spool = await self._open_spool(settings.spool, ending)
+        patience = _PATIENCE if len(self._endpoints) == 1 else _PATIENCE_OF_SEVERAL
+        run = os.urandom(16).hex()
+        self._sender = Sender(self._store, run, patience, random.random)
+        if settings.spread:
+            name = self._store.was or public_name(self._store.secret)
+            self._endpoints = _spread(self._endpoints, name)
+        self._endpoint = self._last_endpoint = self._endpoints[0]
         self._dial()
+
+    async def _open_spool(self, directory: Path, ending: Ending) -> Spool:
+        loop = asyncio.get_running_loop()
+        told = False
+        while True:
+            try:
+                spool = await loop.run_in_executor(None, self._take_spool, directory)
+            except SpoolFullError as exc:
+                if ending.signalled:
+                    raise SpoolError(f"{exc}: nothing was read") from exc
+                if not told:
+                    self._reporter.warn(f"{exc}: waiting")
+                told = True
+                await asyncio.sleep(_FULL_INTERVAL)
+            else:
+                if told:
+                    self._reporter.notice(f"the spool {directory} has room again")
+                return spool
+
+    def _take_spool(self, directory: Path) -> Spool:
+        settings = self._settings
+        self._slot = self._slot or take_slot(directory, settings.spool_slots)
+        return Spool(
+            self._slot,
+            max_bytes=settings.spool_max,
+            when_full=settings.when_full,
+            sync=settings.sync,
+            labels=self._labels,
+            reporter=self._reporter,
+        )
 
     @property
     def progress(self) -> object:
         """What changes as long as records are delivered."""
         return self._store.acked
+
+    @property
+    def waiting(self) -> int:
+        """How many records are not acknowledged."""
+        return self._store.records
 
     @property
     def statistics(self) -> str:
@@ -117,6 +161,7 @@ class AckedOutlet:
 
         """
         self._store.put(payload)
+        self._drops.note(self._store.dropped)
         if self._spool and self._spool.unsynced_bytes:
             self._unsynced.set()
             if self._spool.unsynced_bytes >= _SYNC_BYTES:
@@ -167,7 +212,8 @@ class AckedOutlet:
             fault_point("acked")
             self._moved.set()
             if self._spool and self._spool.has_removable:
-                asyncio.get_running_loop().run_in_executor(None, self._spool.unlink_removable)
+                loop = asyncio.get_running_loop()
+                end_with(loop.run_in_executor(None, self._spool.unlink_removable))
         if not was_connected:
             sender.disconnected(now)
         if redial := redial or sender.tick(now):
@@ -204,7 +250,7 @@ class AckedOutlet:
 
     def _hang_up(self, redial: Redial) -> None:
         assert self._link
-        if redial.delay:
+        if redial.refused:
             self._reporter.warn(f"{self._endpoint}: {redial.reason}")
         if goodbye := self._sender.goodbye():
             self._link.send(goodbye)
@@ -251,7 +297,12 @@ class AckedOutlet:
     async def _sync(self, spool: Spool) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._unsynced.wait()
+            try:
+                async with asyncio.timeout(_FULL_INTERVAL if spool.unsafe else None):
+                    await self._unsynced.wait()
+            except TimeoutError:  # while the input is idle nobody else tries again
+                self._retry()
+                continue
             self._unsynced.clear()
             due = loop.time() + _SYNC_INTERVAL
             job = spool.begin_sync()
@@ -292,20 +343,28 @@ class AckedOutlet:
         """
         Sync the spool and take leave of the receiver; return what became of all records.
 
-        Raises:
-            SpoolError: If the spool fails.
-
+        A slow disk is waited for, but a second signal ends that.
         """
         store = self._store
         if self._link and not store.records and (goodbye := self._sender.goodbye()):
             self._link.send(goodbye)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._link.close(), _GOODBYE_TIMEOUT)
-        if self._spool is None:
+        if (spool := self._spool) is None:
             return Outcome(store.acked, store.dropped, store.records)
-        self._spool.close()
-        unsafe, damaged = self._spool.unsafe, self._spool.damaged
-        return Outcome(store.acked, store.dropped, unsafe + damaged, store.records - unsafe)
+        if not spool.failed:
+            try:
+                await ending.unless_told_twice(asyncio.to_thread(spool.close))
+            except SpoolError as exc:
+                self._reporter.warn(str(exc))
+        at_risk = spool.at_risk
+        return Outcome(
+            spool.acked,
+            spool.dropped,
+            at_risk + spool.damaged,
+            spool.records - at_risk,
+            failed=spool.failed,
+        )
 
 
 def _run(job: SyncJob) -> OSError | None:

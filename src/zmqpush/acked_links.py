@@ -57,10 +57,10 @@ class DealerLink(Link):
         return True
 
     def receive(self) -> list[bytes]:
-        """Return all frames that are there."""
+        """Return frames that are there, some at a time, however many there are."""
         frames: list[bytes] = []
         with contextlib.suppress(zmq.Again):
-            while True:
+            for _ in range(TURN_FRAMES):
                 frame = self._socket.recv(NOBLOCK, copy=False)
                 self._note(frame)
                 frames.append(frame.bytes)

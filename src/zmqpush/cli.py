@@ -1,30 +1,39 @@
 """
-The commands: flags, environment and TOML into settings; exceptions into exit codes.
+The commands: flags, environment and TOML into settings.
 
 Every option is named once, here. Its flag, its environment variable
 (``ZMQPUSH_WHEN_FULL``) and its TOML key (``when-full``) are the same word.
+
+An option that has nothing to do is an error on the command line. In the environment or in the
+file, which are for all that runs on a machine, it is none, and has no effect.
 """
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
 from zmqpush import __version__, config, values
+from zmqpush.background import run_with_background
+from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
-from zmqpush.errors import EXIT_INTERNAL, EXIT_USAGE, ZmqpushError
+from zmqpush.errors import ConfigError, SettingsError
+from zmqpush.failures import CONFIG_FILE, report_failure
 from zmqpush.omprog import claim_stdout
 from zmqpush.queue import WhenFull
 from zmqpush.settings import (
     ALLOW_ANY,
     DEFAULT_ACK_ENDPOINT,
     DEFAULT_ENDPOINT,
+    MAX_ACK_LINE_BYTES,
     Confirm,
     Endpoints,
     NatsUnit,
@@ -36,21 +45,26 @@ from zmqpush.settings import (
 )
 from zmqpush.telemetry import Reporter
 
+if TYPE_CHECKING:
+    from zmqpush.pull import Puller
+    from zmqpush.push import Pusher
 
-class _Failure(click.ClickException):
-    """One line on standard error and an exit code."""
 
-    def __init__(self, error: ZmqpushError, program: str) -> None:
-        super().__init__(str(error))
-        self.exit_code = error.exit_code  # type: ignore[misc]  # click reads it so
-        self._program = program
-
-    def show(self, file: Any = None) -> None:
-        Reporter(self._program).warn(self.message)
+# Variables that begin like ours, and are for tests or set by Docker and Kubernetes for a service.
+_NO_OPTIONS = re.compile(r"ZMQPU(SH|LL)_(FAULT|CHAOS|TEST\w*|VERSION|(SERVICE|PORT)(_\w+)?)")
+# So many rsyslog actions may use one spool.
+_OMPROG_SLOTS = 8
+# How explicit a setting is: who says more wins.
+_EXPLICIT = (
+    ParameterSource.DEFAULT,
+    ParameterSource.DEFAULT_MAP,
+    ParameterSource.ENVIRONMENT,
+    ParameterSource.COMMANDLINE,
+)
 
 
 class _Checked(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no type arguments
-    """A parameter read by a function that raises ValueError with a good message."""
+    """A parameter read by a function that raises SettingsError with a good message."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
         self.name = name
@@ -61,8 +75,28 @@ class _Checked(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no t
             return value
         try:
             return self._read(str(value))
-        except ValueError as exc:
+        except SettingsError as exc:
             self.fail(str(exc), param, ctx)
+
+
+class _Path(click.Path):
+    """A path that is not empty, as that of a variable that is not set."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not os.fspath(value):
+            self.fail("'' is not a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Enum(click.Choice):  # type: ignore[type-arg]
+    """A parameter that is one of the values of an enumeration."""
+
+    def __init__(self, options: type[StrEnum]) -> None:
+        super().__init__([option.value for option in options])
+        self._options = options
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return self._options(super().convert(str(value), param, ctx))
 
 
 class _Word(click.Argument):
@@ -76,23 +110,39 @@ class _Word(click.Argument):
 _SIZE = _Checked("size", values.read_size)
 _BIND = _Checked("endpoint", lambda text: check_endpoint(text, bind=True))
 _CONNECT = _Checked("endpoint", check_endpoint)
+_MARK = _Checked("text", os.fsencode)
 _SECONDS = _Checked("seconds", values.read_seconds)
 
 
-def _choice(options: type[StrEnum]) -> "click.Choice[str]":
-    return click.Choice([option.value for option in options])
-
-
 def _load_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
-    program = str(ctx.info_name)
-    path = value or config.find(f"{program}.toml")
-    if path is None or ctx.resilient_parsing:
+    path = value or config.find(f"{ctx.info_name}.toml")
+    if ctx.resilient_parsing:
         return
-    params = {str(p.name): p for p in ctx.command.params if p.expose_value}
-    try:
-        ctx.default_map = config.load(path, {name: p.multiple for name, p in params.items()})
-    except ZmqpushError as exc:
-        raise _Failure(exc, program) from exc
+    options = {str(p.name): _describe(p) for p in ctx.command.params if p.expose_value}
+    _warn_of_unknown_variables(ctx, [*options, "config"])
+    if path is not None:
+        ctx.meta[CONFIG_FILE] = path
+        ctx.default_map = config.load(path, options)
+
+
+def _describe(param: click.Parameter) -> config.Option:
+    kind = config.Kind.TEXT
+    if getattr(param, "is_flag", False):
+        kind = config.Kind.FLAG
+    elif param.type.name in ("size", "seconds", "number"):
+        kind = config.Kind.NUMBER
+    return config.Option(kind, getattr(param, "multiple", False))
+
+
+def _warn_of_unknown_variables(ctx: click.Context, options: Sequence[str]) -> None:
+    # No more than a warning: who runs us may have variables of that name for something else.
+    known = [f"{ctx.auto_envvar_prefix}_{name.upper()}" for name in options]
+    for name in sorted(os.environ):
+        if name.startswith(f"{ctx.auto_envvar_prefix}_") and name not in known:
+            if _NO_OPTIONS.fullmatch(name) or name.startswith("ZMQPUSH_KEYS_"):
+                continue
+            found = config.nearest(name, known)
+            Reporter(str(ctx.info_name)).warn(f"the variable {name} is no option: {found}")
 
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
@@ -103,7 +153,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--config",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            type=_Path(exists=True, dir_okay=False, path_type=Path),
             callback=_load_config,
             is_eager=True,
             expose_value=False,
@@ -145,7 +195,7 @@ def _secured(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--key",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=_Path(dir_okay=False, path_type=Path),
             metavar="FILE",
             help="Encrypt, with this key pair; zmqpush-keys new makes one.",
         ),
@@ -154,18 +204,16 @@ def _secured(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _take_security(options: dict[str, Any]) -> Security:
-    names = ("key", "allow", "insecure")
-    server_keys = tuple(options.pop("server_key"))
-    return Security(server_keys=server_keys, **{name: options.pop(name) for name in names})
-
-
 @click.command(
-    context_settings={"auto_envvar_prefix": "ZMQPUSH", "max_content_width": 100},
+    context_settings={
+        "auto_envvar_prefix": "ZMQPUSH",
+        "max_content_width": 100,
+        "allow_extra_args": True,  # push() answers them
+    },
     epilog="""\b
 Examples:
   app 2>&1 | zmqpush nginx
-  tail -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
+  tail -n +1 -F app.log | zmqpush --format logstash -c tcp://logs.example.com:2120 app
   app | zmqpush --spool /var/spool/zmqpush -c tcp://logs.example.com:5015 nginx
 
 Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_FULL, …) or in
@@ -196,7 +244,7 @@ configuration or keys.""",
 )
 @click.option(
     "--format",
-    type=_choice(Format),
+    type=_Enum(Format),
     default=Format.JSON.value,
     show_default=True,
     help="What a record looks like.",
@@ -211,7 +259,7 @@ configuration or keys.""",
 )
 @click.option(
     "--framing",
-    type=_choice(Framing),
+    type=_Enum(Framing),
     default=Framing.SINGLE.value,
     show_default=True,
     help="What a ZeroMQ message carries: one record, one record a frame, a JSON array of records, "
@@ -240,7 +288,7 @@ configuration or keys.""",
 )
 @click.option(
     "--when-full",
-    type=_choice(WhenFull),
+    type=_Enum(WhenFull),
     default=WhenFull.BLOCK.value,
     show_default=True,
     help="What to do when the queue or the spool is full: stop reading, or drop records and "
@@ -259,7 +307,7 @@ configuration or keys.""",
 )
 @click.option(
     "--spool",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Keep records there, on disk, until they are acknowledged; implies --ack.",
 )
@@ -272,26 +320,42 @@ configuration or keys.""",
 )
 @click.option(
     "--spool-slots",
-    type=click.IntRange(1, 64),
+    type=_Checked("number", values.read_slots),
     metavar="N",
     help="How many processes may use the spool at once.  [default: 1, with --omprog 8]",
 )
 @click.option("--spool-status", is_flag=True, help="Tell what the spool holds, and exit.")
 @click.option(
     "--sync",
-    type=_choice(Sync),
+    type=_Enum(Sync),
     help="When to sync the spool: after each block, at most every 50 ms, or never. Only what is "
     "synced is sent.  [default: interval, with --omprog block]",
 )
 @click.option(
     "--omprog",
     is_flag=True,
-    help='Answer rsyslog\'s omprog (confirmMessages="on", useTransactions) when a message is safe; '
-    "implies --ack.",
+    help='Answer rsyslog\'s omprog (confirmMessages="on") when a message is safe; implies --ack.',
+)
+@click.option(
+    "--transactions",
+    is_flag=True,
+    help='With --omprog: rsyslog hands over transactions (useTransactions="on").',
+)
+@click.option(
+    "--begin-mark",
+    type=_MARK,
+    metavar="TEXT",
+    help=f"rsyslog's beginTransactionMark.  [default: {Marks().begin.decode()}]",
+)
+@click.option(
+    "--commit-mark",
+    type=_MARK,
+    metavar="TEXT",
+    help=f"rsyslog's commitTransactionMark.  [default: {Marks().commit.decode()}]",
 )
 @click.option(
     "--confirm",
-    type=_choice(Confirm),
+    type=_Enum(Confirm),
     help="What safe means: in the spool, synced in the spool, or at the receiver.  [default: "
     "remote, with --spool fsync]",
 )
@@ -299,66 +363,27 @@ configuration or keys.""",
     "--timeout",
     type=_SECONDS,
     metavar="SECONDS",
-    help="Give up at the end of the input after so long without delivery.  [default: wait]",
+    help="Give up after so long without delivery while something waits for it; with --spool, "
+    "where it is safe, at the end of the input only.  [default: wait]",
 )
 @_secured
 @_common
-def push(
-    bind: Sequence[str],
-    connect: Sequence[str],
-    field: Sequence[tuple[str, str]],
-    delimiter: bytes | None,
-    null: bool,
-    spool_status: bool,
-    **options: Any,
-) -> None:
+def push(spool: Path | None, spool_status: bool, omprog: bool, **_: Any) -> None:
     """
     Ship each line of standard input as a JSON record over ZeroMQ.
 
     LOGTYPE is the type that the records carry.  [default: syslog]
     """
-    answers = claim_stdout() if options["omprog"] and not spool_status else None
+    answers = claim_stdout() if omprog and not spool_status else None
     from zmqpush.push import Pusher
 
-    if null and delimiter:
-        raise click.UsageError("--null and --delimiter exclude each other")
-    if len(fields := dict(field)) < len(field):
-        raise click.UsageError("a --field is given twice")
-
-    if spool_status and not options["spool"]:
-        raise click.UsageError("--spool-status needs --spool")
-    if options["confirm"] and not options["omprog"]:
-        raise click.UsageError("--confirm says when --omprog answers")
-    _choose_defaults(options)
-
-    security = _take_security(options)
-
-    async def main() -> int:
-        if spool_status:
-            return _tell_spool_status(options["spool"])
-        ack = options["ack"]
-        if not bind and not connect:
-            endpoints = Endpoints(connect=(DEFAULT_ACK_ENDPOINT if ack else DEFAULT_ENDPOINT,))
-        else:
-            endpoints = Endpoints(bind=tuple(bind), connect=tuple(connect))
-        settings = PushSettings(
-            endpoints=endpoints,
-            fields=fields,
-            delimiter=b"\0" if null else delimiter or b"\n",
-            security=security,
-            **options
-            | {
-                "format": Format(options["format"]),
-                "framing": Framing(options["framing"]),
-                "when_full": WhenFull(options["when_full"]),
-                "sync": Sync(options["sync"]),
-                "confirm": Confirm(options["confirm"]),
-            },
-        )
-        reporter = Reporter("zmqpush", quiet=settings.quiet)
-        return await Pusher(settings, reporter, answers=answers).run()
-
-    _run("zmqpush", main())
+    said = _Said()
+    if spool_status:
+        if not spool:
+            raise click.UsageError("--spool-status needs --spool")
+        _print_spool_status(spool)
+        return
+    _run("zmqpush", lambda: Pusher(_push_settings(said), said.reporter, answers=answers))
 
 
 @click.command(
@@ -372,9 +397,9 @@ Examples:
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
 file. SIGHUP reopens the files and reads --allow anew. Exit codes: 0 done, 1 something plain was
-lost at the end, 2 usage, 69 the endpoint cannot be used, 73 another process uses the state, 74
-the output or the state cannot be written, 78 bad configuration or keys, or nothing in the engine
-takes the records.""",
+lost at the end, 2 usage, 69 the endpoint cannot be used, 73 another process uses the state or the
+file, 74 the output or the state cannot be written, 78 bad configuration or keys, or nothing in the
+engine takes the records.""",
 )
 @click.option(
     "-b",
@@ -419,118 +444,248 @@ takes the records.""",
 )
 @click.option(
     "--nats-unit",
-    type=_choice(NatsUnit),
+    type=_Enum(NatsUnit),
     help="What a message of --to nats:// carries: a record, or many as JSON lines.  "
     "[default: record]",
 )
 @click.option(
     "--dead-letters",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=_Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Where to write down records that --to refuses for good, and those whose file cannot be "
     "opened.  [default, for an engine: dead-letters.ndjson in --state; without either it waits]",
 )
 @click.option(
     "--state",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Remember there what was acknowledged, so that no record is in a file twice.",
 )
 @click.option(
     "--memory",
-    type=_SIZE,
+    type=_Checked("size", values.read_memory),
     default="256MiB",
     show_default=True,
-    help="How much memory all acknowledged senders together may take.",
+    help="How much memory all acknowledged senders together may take, from 1MiB.",
 )
 @click.option(
     "-n",
     "--count",
-    type=click.IntRange(min=1),
+    type=_Checked("number", values.read_count),
     help="Stop after so many records; if they are acknowledged, at the end of what has come.",
 )
 @_secured
 @_common
-def pull(
-    bind: Sequence[str],
-    connect: Sequence[str],
-    ack_bind: Sequence[str],
-    option: Sequence[tuple[str, str]],
-    nats_unit: str | None,
-    **options: Any,
-) -> None:
+def pull(**_: Any) -> None:
     """Receive records from zmqpush, or any ZeroMQ PUSH socket, and write them as JSON lines."""
     from zmqpush.pull import Puller
 
-    if not bind and not connect and not ack_bind:
+    said = _Said()
+    _run("zmqpull", lambda: Puller(_pull_settings(said), said.reporter))
+
+
+class _Said:
+    """
+    What the options of the command say, and how explicitly.
+
+    Attributes:
+        values: By name, all of them.
+
+    """
+
+    def __init__(self) -> None:
+        self.context = click.get_current_context()
+        self.values: dict[str, Any] = dict(self.context.params)
+        self.reporter = Reporter(str(self.context.info_name), quiet=self.values["quiet"])
+        self._explicit: dict[str, int] = {}
+        for name, value in self.values.items():
+            source = self.context.get_parameter_source(name)
+            if source in _EXPLICIT[1:] and value is not False and value not in (None, ()):
+                self._explicit[name] = _EXPLICIT.index(source)
+
+    def note(self, fact: str, *options: str, unless: bool = False) -> None:
+        """Note that something is the case if one of these options is given."""
+        ranks = [self._explicit[name] for name in options if name in self._explicit]
+        if ranks and not unless:
+            self._explicit[fact] = max(ranks)
+
+    def has(self, name: str) -> bool:
+        """Whether an option is given, or something is the case."""
+        return name in self._explicit
+
+    def needs(self, option: str, fact: str, why: str) -> None:
+        """Refuse an option without something that it is about, or have it say nothing."""
+        if self.has(option) and not self.has(fact):
+            self._drop(option, _EXPLICIT.index(ParameterSource.COMMANDLINE), why)
+
+    def yields(self, option: str, fact: str, why: str = "") -> None:
+        """Have an option say nothing where something else is said more explicitly."""
+        if self.has(option) and self.has(fact):
+            self._drop(option, self._explicit[fact], why)
+
+    def _drop(self, option: str, rank: int, why: str) -> None:
+        if self._explicit[option] < rank:
+            del self._explicit[option]
+            self.values[option] = None
+        elif why:
+            raise SettingsError(why)
+
+    def settings(self, **others: Any) -> dict[str, Any]:
+        """Return those that are left, and others, as the settings of a program."""
+        return {name: v for name, v in (self.values | others).items() if v is not None}
+
+    def take(self, *names: str) -> list[Any]:
+        """Return some values; the settings have other names for them."""
+        return [self.values.pop(name) or () for name in names]
+
+
+def _push_settings(said: _Said) -> PushSettings:
+    values = said.values
+    _check_words(values["logtype"], said.context.args)
+    said.note("ack", "ack", "spool", "omprog")
+    said.note("several", "connect", unless=len(values["connect"]) < 2)
+    said.note("raw", "format", unless=values["format"] is not Format.RAW)
+    for option in ("sync", "spool_max", "spool_slots"):
+        said.needs(option, "spool", f"--{option.replace('_', '-')} is about a --spool")
+    said.needs("confirm", "omprog", "--confirm says when --omprog answers")
+    said.needs("transactions", "omprog", "--transactions are rsyslog's: they need --omprog")
+    for option in ("begin_mark", "commit_mark"):
+        said.needs(option, "transactions", "--begin-mark and --commit-mark need --transactions")
+    said.needs("spread", "ack", "--spread orders the receivers of --ack")
+    said.needs("spread", "several", "--spread orders several receivers: give another --connect")
+    said.yields("insecure", "key", "--key and --insecure exclude each other")
+    said.needs("insecure", "bind", "--insecure is about a --bind")
+    said.yields("queue_max", "spool", "with --spool nothing waits in --queue-max: see --spool-max")
+    said.yields("framing", "ack")
+    said.yields("field", "raw")
+    if values["max_line"] > MAX_ACK_LINE_BYTES:
+        said.yields("max_line", "ack")
+    if values["framing"] is Framing.ARRAY:
+        said.yields("framing", "raw")
+    if values["sync"] is Sync.OFF:
+        said.yields("sync", "omprog")
+    if values["confirm"] is not Confirm.REMOTE and not values["spool"]:
+        said.needs("confirm", "spool", f"--confirm {values['confirm']} needs a --spool")
+    for option in ("when_full", "delimiter", "null"):
+        said.yields(option, "omprog")
+    if said.has("delimiter"):
+        said.yields("null", "delimiter")
+    said.yields("delimiter", "null", "--null and --delimiter exclude each other")
+
+    ack, spool, omprog = said.has("ack"), said.has("spool"), said.has("omprog")
+    bind, connect, null = said.take("bind", "connect", "null")
+    if not bind and not connect:
+        connect = (DEFAULT_ACK_ENDPOINT if ack else DEFAULT_ENDPOINT,)
+    begin, commit, transactions = said.take("begin_mark", "commit_mark", "transactions")
+    marks = Marks()
+    marks = Marks(begin or marks.begin, commit or marks.commit)
+    (fields,) = said.take("field")
+    if len(dict(fields)) < len(fields):
+        raise SettingsError("a --field is given twice")
+    said.take("spool_status")
+    return PushSettings(
+        endpoints=Endpoints(bind=bind, connect=connect),
+        fields=dict(fields),
+        marks=marks if transactions else None,
+        security=_security(said),
+        **said.settings(
+            ack=ack,
+            delimiter=b"\0" if null else values["delimiter"],
+            confirm=values["confirm"] or (Confirm.FSYNC if spool else None),
+            sync=values["sync"] or (Sync.BLOCK if omprog else None),
+            spool_slots=values["spool_slots"] or (_OMPROG_SLOTS if omprog else None),
+        ),
+    )
+
+
+def _check_words(logtype: str, others: Sequence[str]) -> None:
+    """Refuse what looks like the name of the file to read."""
+    if others and os.path.exists(others[0]):
+        how = f"zmqpush {shlex.quote(logtype)} < {shlex.quote(others[0])}"
+    elif others:
+        raise SettingsError(f"{others[0]!r} is one word too many: a type is one word")
+    elif os.path.isfile(logtype) and os.isatty(0):
+        how = f"zmqpush TYPE < {shlex.quote(logtype)}"
+    else:
+        return
+    raise SettingsError(f"zmqpush reads standard input: {how}")
+
+
+def _pull_settings(said: _Said) -> PullSettings:
+    values = said.values
+    to = values["to"]
+    listed = said.has("bind") or said.has("connect") or said.has("ack_bind")
+    said.note("bound", "bind", "ack_bind")
+    said.note("kept", "to", unless=to == "-")
+    said.note("engine", "to", unless="://" not in to)
+    said.note("nats", "to", unless=not to.lower().startswith("nats://"))
+    said.needs("option", "engine", "-X is for what --to SCHEME:// names")
+    said.needs("nats_unit", "nats", "--nats-unit is for --to nats://")
+    said.needs("dead_letters", "kept", "--dead-letters is for what --to PATH or URL refuses")
+    said.needs("state", "kept", "--state is about what is in --to PATH or URL")
+    said.yields("insecure", "key", "--key and --insecure exclude each other")
+    said.needs("insecure", "bound", "--insecure is about a --bind or an --ack-bind")
+
+    option = _merged_options(values["option"]) if said.has("option") else {}
+    said.take("option")
+    bind, connect, ack_bind = said.take("bind", "connect", "ack_bind")
+    if not listed:
         bind, ack_bind = (DEFAULT_ENDPOINT,), (DEFAULT_ACK_ENDPOINT,)
-
-    security = _take_security(options)
-
-    async def main() -> int:
-        plain = Endpoints(bind=tuple(bind), connect=tuple(connect)) if bind or connect else None
-        acked = Endpoints(bind=tuple(ack_bind)) if ack_bind else None
-        settings = PullSettings(
-            endpoints=plain,
-            ack_endpoints=acked,
-            options=_merged_options(option),
-            nats_unit=NatsUnit(nats_unit) if nats_unit else None,
-            security=security,
-            **options,
-        )
-        return await Puller(settings, Reporter("zmqpull", quiet=settings.quiet)).run()
-
-    _run("zmqpull", main())
+    return PullSettings(
+        endpoints=Endpoints(bind=bind, connect=connect) if bind or connect else None,
+        ack_endpoints=Endpoints(bind=ack_bind) if ack_bind else None,
+        options=option,
+        security=_security(said),
+        **said.settings(),
+    )
 
 
 def _merged_options(given: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Return what -X says, and of what it does not name what the environment and the file say."""
-    from_file = (click.get_current_context().default_map or {}).get("option") or ()
-    from_environment = os.environ.get("ZMQPULL_OPTION", "").split()
-    said = [values.read_option(str(text)) for text in (*from_file, *from_environment)]
+    context = click.get_current_context()
+    said = []
+    for place, texts, error in (
+        (f"{context.meta.get(CONFIG_FILE)}: option", (context.default_map or {}), ConfigError),
+        ("ZMQPULL_OPTION", {"option": os.environ.get("ZMQPULL_OPTION", "").split()}, SettingsError),
+    ):
+        try:
+            said += [values.read_option(text) for text in texts.get("option", ())]
+        except SettingsError as exc:
+            raise error(f"{place}: {exc}") from exc
     return dict([*said, *given])
 
 
-def _choose_defaults(options: dict[str, Any]) -> None:
-    """Fill in what depends on other options."""
-    omprog, spool = options["omprog"], options["spool"] is not None
-    options["ack"] = options["ack"] or spool or omprog
-    framing = click.get_current_context().get_parameter_source("framing")
-    if options["ack"] and framing is ParameterSource.DEFAULT_MAP:
-        options["framing"] = Framing.SINGLE  # a machine's file may be for plain delivery, too
-    options["confirm"] = options["confirm"] or (Confirm.FSYNC if spool else Confirm.REMOTE)
-    options["sync"] = options["sync"] or (Sync.BLOCK if omprog else Sync.INTERVAL)
-    options["spool_slots"] = options["spool_slots"] or (8 if omprog else 1)
+def _security(said: _Said) -> Security:
+    key, server_keys, allow, insecure = said.take("key", "server_key", "allow", "insecure")
+    return Security(
+        key=key or None, server_keys=server_keys, allow=allow or None, insecure=bool(insecure)
+    )
 
 
-def _tell_spool_status(spool: Path) -> int:
+def _print_spool_status(spool: Path) -> None:
     from zmqpush.slots import status_of
 
     for held in status_of(spool):
         whose = f", in use by process {held.pid}" if held.pid is not None else ""
         size = f"{held.segments} segments, {held.bytes} bytes"
-        click.echo(
+        if held.records and held.labels:
+            size += f", the first of type {held.labels.type!r} from {held.labels.host!r}"
+        text = (
             f"{held.path}: {held.records} records to be acknowledged, {held.acked} "
             f"acknowledged, {size}{whose}"
         )
-    return 0
+        click.echo(os.fsencode(text))  # the path may not be text
 
 
-def _run(program: str, main: Coroutine[Any, Any, int]) -> None:
+def _run(program: str, make: "Callable[[], Pusher | Puller]") -> None:
     context = click.get_current_context()
+    reporter = Reporter(program)
 
     async def run() -> NoReturn:
         try:
-            code = await main
-        except ZmqpushError as exc:
-            Reporter(program).warn(str(exc))
-            code = exc.exit_code
-        except ValueError as exc:
-            click.UsageError(str(exc), context).show()
-            code = EXIT_USAGE
+            code = await run_with_background(make().run(), reporter)
         except Exception as exc:
-            Reporter(program).warn(f"internal error, please report it: {exc!r}")
-            code = EXIT_INTERNAL
+            code = report_failure(exc, program, context)
         # At once, while signals still have their handlers: what libzmq could not hand
         # over in time must not keep the process, and there is nothing else to clean up.
         os._exit(code)

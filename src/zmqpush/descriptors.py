@@ -15,6 +15,7 @@ import resource
 import stat
 import struct
 import sys
+from collections.abc import Callable
 
 
 def allow_many_descriptors() -> None:
@@ -54,6 +55,46 @@ def open_again(fd: int, flags: int) -> int | None:
         return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return None
+
+
+def pipe_reader(fd: int, max_bytes: int) -> Callable[[], bytes]:
+    """
+    Return a function that reads from a pipe that cannot be opened again, and never blocks.
+
+    All who read from a pipe are woken, and one gets what is there; the others would wait in
+    ``read``. But ``splice`` can be told not to wait, and moves it into a pipe of our own.
+
+    Args:
+        fd: The pipe.
+        max_bytes: Most bytes to read at once.
+
+    """
+    ours, inlet = os.pipe()
+
+    def read() -> bytes:
+        moved = os.splice(fd, inlet, max_bytes, flags=os.SPLICE_F_NONBLOCK)
+        return os.read(ours, moved) if moved else b""
+
+    return read
+
+
+def pipe_writer(fd: int) -> Callable[[memoryview], int]:
+    """
+    Return a function that writes like :func:`pipe_reader` reads.
+
+    After ``BlockingIOError`` and after a part was written, it must be given the rest.
+    """
+    outlet, ours = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    held = 0
+
+    def write(data: memoryview) -> int:
+        nonlocal held
+        held = held or os.write(ours, data)
+        moved = os.splice(outlet, fd, held, flags=os.SPLICE_F_NONBLOCK)
+        held -= moved
+        return moved
+
+    return write
 
 
 def pending_bytes(fd: int, request: int) -> int:

@@ -8,7 +8,6 @@ rsyslog's omprog, ``cmd &``) stays ignored.
 
 import asyncio
 import signal
-import time
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import Any
@@ -18,6 +17,9 @@ from typing import Any
 _QUIET = 0.2
 # How long work that should be done at once may take when patience has ended, in seconds.
 _LAST_CHANCE = 0.1
+# Within the time limit it is looked so often whether something was delivered. To count these
+# looks, not seconds, forgives us the time in which we were stopped.
+_STALL_LOOKS = 8
 
 
 class Reason(Enum):
@@ -56,6 +58,8 @@ class Ending:
         self._progress = progress
         self._signals = 0
         self._given_up = asyncio.Event()
+        self._look: asyncio.TimerHandle | None = None
+        self._told_twice = asyncio.Event()
         self.reason: Reason | None = None
 
     def handle_signals(self, *, at_once: bool, hangup: Callable[[], None]) -> None:
@@ -86,6 +90,7 @@ class Ending:
         if self._signals == 2:
             # A third one could change nothing, and a flood of them would only delay us.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+            self._told_twice.set()
             self._give_up(Reason.SIGNAL)
             return
         self.begin_grace()
@@ -116,22 +121,34 @@ class Ending:
         self.reason = self.reason or reason
         self._given_up.set()
 
-    def limit_stall(self, timeout: float | None, progress: Callable[[], object]) -> None:
-        """Give up once ``progress`` has not changed for ``timeout`` seconds."""
-        if timeout is not None:
-            self._check_stall(timeout, progress, progress(), time.monotonic())
+    def limit_stall(self, timeout: float, progress: Callable[[], object]) -> None:
+        """
+        Give up once ``progress`` has not changed for ``timeout`` seconds.
+
+        It is watched until it is None, which means that nothing waits: call this again when
+        something does.
+        """
+        if self._look is None and (now := progress()) is not None:
+            self._look_later(timeout, progress, now, 0)
+
+    def _look_later(
+        self, timeout: float, progress: Callable[[], object], before: object, looks: int
+    ) -> None:
+        self._look = self._loop.call_later(
+            timeout / _STALL_LOOKS, self._check_stall, timeout, progress, before, looks
+        )
 
     def _check_stall(
-        self, timeout: float, progress: Callable[[], object], before: object, since: float
+        self, timeout: float, progress: Callable[[], object], before: object, looks: int
     ) -> None:
-        now = time.monotonic()
-        if (current := progress()) != before:
-            before, since = current, now
-        if now - since >= timeout:
+        self._look = None
+        if (now := progress()) is None:
+            return
+        looks = looks + 1 if now == before else 0
+        if looks == _STALL_LOOKS:
             self._give_up(Reason.TIMEOUT)
         else:
-            delay = since + timeout - now
-            self._loop.call_later(delay, self._check_stall, timeout, progress, before, since)
+            self._look_later(timeout, progress, now, looks)
 
     async def unless_given_up(
         self, work: Coroutine[Any, Any, None], beside: "asyncio.Future[Any] | None" = None
@@ -147,8 +164,20 @@ class Ending:
             Whether the work was done.
 
         """
+        return await self._unless(self._given_up, work, beside)
+
+    async def unless_told_twice(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do some work however long it takes, unless a second signal comes."""
+        return await self._unless(self._told_twice, work)
+
+    async def _unless(
+        self,
+        event: asyncio.Event,
+        work: Coroutine[Any, Any, None],
+        beside: "asyncio.Future[Any] | None" = None,
+    ) -> bool:
         working = asyncio.create_task(work)
-        giving_up = asyncio.create_task(self._given_up.wait())
+        giving_up = asyncio.create_task(event.wait())
         tasks: set[asyncio.Future[Any]] = {working, giving_up} | ({beside} if beside else set())
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         failed = beside if beside and beside.done() else None
@@ -161,7 +190,6 @@ class Ending:
             await asyncio.wait({working}, timeout=_LAST_CHANCE)
         if failed:
             failed.result()
-        if not done:
-            return False
-        working.result()
-        return True
+        if working.done() and not working.cancelled():
+            working.result()
+        return done

@@ -12,13 +12,15 @@ Every exception of the package.
     ├─ SourceError      the input cannot be read                       exit 74
     ├─ SpoolError       the spool cannot be read or written            exit 74
     │  ├─ SpoolBusyError     other processes use it                    exit 73
-    │  └─ SpoolForeignError  it is no spool, or not ours               exit 78
+    │  ├─ SpoolFullError     it cannot be opened now: tried again
+    │  └─ SpoolForeignError  it is no spool, or not ours alone         exit 78
     ├─ StateError       the receiver's state cannot be used            exit 74
     │  ├─ StateBusyError     another process uses it                   exit 73
-    │  └─ StateForeignError  it is of a later version                  exit 78
+    │  └─ StateForeignError  it is not ours alone, or of a later version   exit 78
     └─ SinkError        the output cannot be written                   exit 74
        ├─ SinkClosedError   nobody reads the output any more: no failure
        ├─ SinkStalledError  it cannot be written now: tried again
+       ├─ SinkBusyError     another process writes it                  exit 73
        └─ SinkSetupError    somebody must set it up first            exit 78
 
 What ends a run is caught in ``cli.py``, which prints one line and exits with
@@ -99,6 +101,10 @@ class SpoolBusyError(SpoolError):
     exit_code = EXIT_BUSY
 
 
+class SpoolFullError(SpoolError):
+    """There is no room to make a file of the spool: a reason to wait, not to end."""
+
+
 class SpoolForeignError(SpoolError):
     """The directory is no spool, belongs to somebody else, or is of a later version."""
 
@@ -118,7 +124,7 @@ class StateBusyError(StateError):
 
 
 class StateForeignError(StateError):
-    """The state is of a later version."""
+    """Others may change the state, or it is of a later version."""
 
     exit_code = EXIT_CONFIG
 
@@ -135,6 +141,12 @@ class SinkClosedError(SinkError):
 
 class SinkStalledError(SinkError):
     """The output takes nothing now: a reason to wait, not to end."""
+
+
+class SinkBusyError(SinkError):
+    """Another process writes the output."""
+
+    exit_code = EXIT_BUSY
 
 
 class SinkSetupError(SinkError):

@@ -43,6 +43,7 @@ class Guard:
 
     Attributes:
         complaints: Where links tell of peers.
+        reasons: Why there is no connection, by endpoint, as far as it is known.
         revoked: The keys that were admitted once and are not now.
         on_revocation: Called when a key of theirs has connected since it was admitted.
 
@@ -68,8 +69,22 @@ class Guard:
         self.revoked: frozenset[str] = frozenset()
         self.on_revocation: Callable[[], None] = lambda: None
         self.complaints = Complaints(reporter)
+        self.reasons: dict[str, str] = {}
+        self._is_asked = False
         # Made-up keys must not keep other things from being told.
         self._refusals = Complaints(reporter)
+
+    def explain(self, endpoint: str, reason: str, *, said: bool = False) -> None:
+        """Note why there is no connection; if that was asked for in vain, and not said, say it."""
+        self.reasons[endpoint] = reason
+        if self._is_asked and not said:
+            self.complaints.warn(reason)
+        self._is_asked = False
+
+    def why(self) -> str:
+        """Return why there are no connections, in parentheses; if it is not known, say it later."""
+        self._is_asked = not self.reasons
+        return f" ({'; '.join(self.reasons.values())})" if self.reasons else ""
 
     @property
     def encrypts(self) -> bool:
@@ -163,7 +178,11 @@ class Doorman:
 
     def start(self) -> None:
         """Begin to answer, until the context ends."""
-        threading.Thread(target=self._serve, name="doorman", daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, name="doorman", daemon=True).start()
+        except RuntimeError:  # no more threads, and nobody would be answered
+            self._socket.close()
+            raise
 
     def _serve(self) -> None:
         try:
@@ -186,6 +205,8 @@ class Doorman:
 
     def _admitted(self, request: list[bytes]) -> str | None:
         _version, _number, _domain, address, _identity, mechanism, *credentials = request
+        if not self._guard.encrypts:  # whose peers are to be heard before they are answered
+            return ANONYMOUS
         if mechanism != b"CURVE":
             return None
         key = z85.encode(credentials[0]).decode()

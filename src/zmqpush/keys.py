@@ -18,7 +18,7 @@ from typing import NamedTuple
 import zmq
 from zmq.utils import z85
 
-from zmqpush.errors import KeyFileError
+from zmqpush.errors import KeyFileError, SettingsError
 
 _Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _VALUE = re.compile(r"^[ \t]*([\w.-]+)[ \t]*=[ \t]*(\S.*?)\s*$", re.MULTILINE)
@@ -54,7 +54,7 @@ def check_name(text: str) -> str:
     Return what is to name a key or a host.
 
     Raises:
-        ValueError: If it would be taken for something else in a list, a log or a shell.
+        SettingsError: If it would be taken for something else in a list, a log or a shell.
 
     """
     if (
@@ -63,7 +63,7 @@ def check_name(text: str) -> str:
         or text[:1] in ("", "-", "#")
         or is_key(text)
     ):
-        raise ValueError(
+        raise SettingsError(
             f"{text!r} is not a name: one has no blanks, quotes or control characters, "
             "does not begin with - or # and is no key"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from zmqpush import __version__
-from zmqpush.errors import KeyFileError
+from zmqpush.errors import KeyFileError, SettingsError
 from zmqpush.key_lists import Admitted, editing, read_admitted
 from zmqpush.keys import (
     check_name,
@@ -18,20 +18,8 @@ from zmqpush.keys import (
     is_key,
     write_pair,
 )
-from zmqpush.telemetry import Reporter
 
 PROGRAM = "zmqpush-keys"
-
-
-class _Group(click.Group):
-    """Commands whose KeyFileErrors are one line and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyFileError as exc:
-            Reporter(PROGRAM).warn(str(exc))
-            ctx.exit(exc.exit_code)
 
 
 class _TakesKeys(click.Command):
@@ -49,7 +37,7 @@ def _check_names(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
         for text in value if isinstance(value, tuple) else (value,):
             if text is not None:
                 check_name(text)
-    except ValueError as exc:
+    except SettingsError as exc:
         raise click.BadParameter(str(exc), ctx, param) from exc
     return value
 
@@ -59,7 +47,6 @@ _NAME = click.option("--name", callback=_check_names, help="Whose key it is.")
 
 
 @click.group(
-    cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
@@ -163,7 +150,7 @@ def revoke(path: Path, texts: Sequence[str]) -> None:
 def _named(text: str) -> str:
     try:
         return check_name(text)
-    except ValueError as exc:
+    except SettingsError as exc:
         raise click.UsageError(f"{exc}; give a --name") from exc
 
 

@@ -28,9 +28,9 @@ import zmq
 from zmqpush.core.envelope import Payload
 from zmqpush.core.framing import Framing, to_frames
 from zmqpush.descriptors import Readiness, lowest_free, pending_bytes
-from zmqpush.errors import EndpointError
+from zmqpush.errors import EndpointError, SettingsError
 from zmqpush.guard import Doorman, Guard
-from zmqpush.handshakes import HandshakeWatch
+from zmqpush.handshakes import HandshakeWatch, ipc_path
 from zmqpush.pressure import Pressure
 from zmqpush.settings import Endpoints, bad_endpoint
 
@@ -112,6 +112,7 @@ class Link:
             self._connect_later,
             self._let_in,
             self._shut_doors,
+            self._look_closely,
         )
         # The compiled class's methods, without a Python wrapper per call.
         self._send = super(zmq.Socket, self._socket).send
@@ -140,18 +141,18 @@ class Link:
         for option, value in options.items():
             self._socket.setsockopt(option, value)
         # Before anybody can connect.
-        doorman = Doorman(self._context, guard) if endpoints.bind and guard.encrypts else None
+        self._doorman = Doorman(self._context, guard) if endpoints.bind and guard.encrypts else None
         try:
             for endpoint in endpoints.bind:
                 self._bind(endpoint)
             for endpoint in endpoints.connect:
                 self._connect(endpoint)
-        except (EndpointError, ValueError):
+        except (EndpointError, SettingsError):
             self._watch.close()
             self._context.destroy(linger=0)
             raise
-        if doorman:
-            doorman.start()
+        if self._doorman:
+            self._doorman.start()
         self._signal = Readiness(self._socket.FD)
         self._pressure = Pressure(memory, guard.complaints, self._is_drained)
 
@@ -168,6 +169,15 @@ class Link:
         if fd >= _highest_connection():
             self._shut_doors()
         self._pressure.add(fd)
+
+    def _look_closely(self) -> None:
+        # Of two sockets that do not fit, the one that first hears what the other is goes away,
+        # and the other never knows. With a doorman libzmq says nothing before it has heard.
+        if self._doorman is None and self._doors and not self._socket.closed:
+            with contextlib.suppress(zmq.ZMQError, RuntimeError):  # no descriptors, or threads
+                doorman = Doorman(self._context, self._guard)
+                doorman.start()
+                self._doorman = doorman
 
     def _shut_doors(self) -> None:
         # Without descriptors the program cannot open its own files, and libzmq tries to
@@ -495,11 +505,10 @@ def _explained(verb: str, endpoint: str) -> Iterator[None]:
 
 def _refuse_bound_ipc(endpoint: str) -> None:
     # libzmq would take the path away from whoever listens there.
-    path = endpoint.removeprefix("ipc://")
-    if path == endpoint:
+    if not endpoint.startswith("ipc://"):
         return
     with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(path.replace("@", "\0", 1) if path[0] == "@" else path) == 0:
+        if probe.connect_ex(ipc_path(endpoint)) == 0:
             raise zmq.ZMQError(errno.EADDRINUSE)
 
 

@@ -5,7 +5,8 @@ What a message asks for is the business of :class:`zmqpush.core.dialogue.Dialogu
 are its descriptors and its timer. rsyslog writes nothing until it has its answer. So all
 that is there to be read is one message, even if it has several lines. Only of a message
 that does not fit into the pipe (1 MiB, as a rule) may a part be taken for the whole: if it
-ends with a newline, and rsyslog does not go on writing within 0.1 s.
+ends with a newline, and rsyslog does not go on writing within 0.1 s. A long message is passed
+on in parts, as it comes, and answered when all of it is safe.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import stat
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from zmqpush.core.dialogue import KEEP_ALIVE, OK, Dialogue
+from zmqpush.core.dialogue import KEEP_ALIVE, OK, Dialogue, Marks
 from zmqpush.faults import fault_point
 from zmqpush.source import Source
 
@@ -24,6 +25,11 @@ from zmqpush.source import Source
 # of 4095 bytes that it reads. Then rsyslog had better begin anew.
 _KEEP_ALIVE_INTERVAL = 1.0
 _MAX_KEEP_ALIVES = 4000
+# Of a message that is longer, so much is passed on at a time, in bytes.
+_PART_BYTES = 1 << 17
+# Of a transaction so much is held, in bytes: a thousand messages of 8 KiB, which is as much as
+# rsyslog makes of either without being told to.
+_TRANSACTION_BYTES = 8 << 20
 
 
 def claim_stdout() -> int:
@@ -55,21 +61,29 @@ class Conversation:
     Args:
         source: Where rsyslog writes.
         answers: The descriptor that it reads from.
-        max_bytes: As of :class:`zmqpush.core.dialogue.Dialogue`.
+        marks: As of :class:`zmqpush.core.dialogue.Dialogue`.
+        delimiter: As of :class:`zmqpush.core.dialogue.Dialogue`.
+
+    Attributes:
+        dialogue: What knows each message's answer.
 
     """
 
-    def __init__(self, source: Source, answers: int, max_bytes: int) -> None:
+    def __init__(self, source: Source, answers: int, marks: Marks | None, delimiter: bytes) -> None:
         self._source = source
         self._answers = answers
-        self._dialogue = Dialogue(max_bytes)
+        self.dialogue = Dialogue(marks, delimiter, _TRANSACTION_BYTES)
+        self._text = b""  # of a message, what was not passed on
+        self._message_bytes = 0  # of the same message, what was read
+        self._keep_alives = 0  # since the last answer
 
-    async def run(self, make_safe: Callable[[list[bytes]], Coroutine[Any, Any, None]]) -> None:
+    async def run(self, make_safe: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
         """
         Say that we are ready, and answer until rsyslog has closed either end.
 
         Args:
-            make_safe: Takes messages and returns once they are safe.
+            make_safe: Takes lines and returns once they are safe, but for the last one if it
+                has no end.
 
         Raises:
             SourceError: If the input cannot be read.
@@ -77,36 +91,51 @@ class Conversation:
         """
         if not self._say(OK + b"\n"):
             return
-        while (message := await self._read()) is not None:
-            turn = self._dialogue.take(message)
-            if turn.messages:
+        while part := await self._read():
+            text, ends = part
+            turn = self.dialogue.take(text, ends=ends)
+            if turn.lines:
                 fault_point("message-read")
-                if not await self._keep_alive_while(make_safe(turn.messages)):
+                if not await self._keep_alive_while(make_safe(turn.lines)):
                     return
                 fault_point("message-safe")
+            if turn.answer is None:
+                continue
             if not self._say(turn.answer + b"\n"):
                 return
+            self._keep_alives = 0
             fault_point("message-answered")
 
-    async def _read(self) -> bytes | None:
-        message = b""
+    async def _read(self) -> tuple[bytes, bool] | None:
+        """Return the next message, or a part of it, and whether that is its end."""
         while chunk := await self._source.read():
-            message += chunk
-            if message.endswith(b"\n") and await self._source.turn_is_over(len(message)):
-                return message[:-1]
+            self._text += chunk
+            self._message_bytes += len(chunk)
+            ends = self._text.endswith(b"\n") and await self._source.turn_is_over(
+                self._message_bytes
+            )
+            if ends:
+                text, self._text = self._text[:-1], b""
+                self._message_bytes = 0
+                return text, True
+            if len(self._text) > _PART_BYTES:
+                # The end of the line stays in one piece.
+                text, self._text = self._text[:-2], self._text[-2:]
+                return text, False
         return None  # what is unfinished is not answered, and comes again
 
     async def _keep_alive_while(self, work: Coroutine[Any, Any, None]) -> bool:
         """Do the work while rsyslog waits; whether it was done."""
         working = asyncio.ensure_future(work)
         try:
-            for _ in range(_MAX_KEEP_ALIVES):
+            while self._keep_alives < _MAX_KEEP_ALIVES:
                 done, _pending = await asyncio.wait({working}, timeout=_KEEP_ALIVE_INTERVAL)
                 if done:
                     working.result()
                     return True
                 if not self._say(KEEP_ALIVE):
                     break
+                self._keep_alives += 1
             return False
         finally:
             working.cancel()

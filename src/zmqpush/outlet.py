@@ -7,12 +7,20 @@ from zmqpush.endings import Ending
 
 
 class Outcome(NamedTuple):
-    """What became of the records of a run; ``spooled`` ones are for the next run."""
+    """
+    What became of the records of a run.
+
+    Attributes:
+        spooled: How many are left for the next run.
+        failed: Whether their disk has failed.
+
+    """
 
     delivered: int
     dropped: int
     lost: int
     spooled: int = 0
+    failed: bool = False
 
 
 class Outlet(Protocol):
@@ -23,11 +31,18 @@ class Outlet(Protocol):
         """What changes as long as records are delivered."""
 
     @property
+    def waiting(self) -> int:
+        """How many records wait to be delivered."""
+
+    @property
     def statistics(self) -> str:
         """How many records were delivered, wait and were dropped."""
 
     def put(self, payload: Payload) -> None:
         """Take the next payload."""
+
+    async def open(self, ending: Ending) -> None:
+        """Get ready to take payloads; while there is no room on the disk, wait for it."""
 
     async def room(self) -> None:
         """Return once there is room to read on."""

@@ -15,7 +15,7 @@ from zmqpush.links import PushLink
 from zmqpush.outlet import Outcome
 from zmqpush.queue import Queue
 from zmqpush.settings import PushSettings
-from zmqpush.telemetry import Outage, Reporter
+from zmqpush.telemetry import Outage, Reporter, Tally
 
 # After so many payloads signals and the reader get a turn.
 _PAYLOADS_PER_TURN = 16
@@ -42,7 +42,8 @@ class PlainOutlet:
         self._settings = settings
         self._queue = Queue(settings.queue_max, settings.when_full)
         self._link = PushLink(settings.endpoints, guard, settings.framing, separator)
-        self._outage = Outage(reporter)
+        self._outage, self._fullness = Outage(reporter, guard.why), Outage(reporter)
+        self._drops = Tally(reporter, "the queue is full: {} records dropped")
         self._behind = asyncio.Event()  # something waits: the sending task takes over
         self._moved = asyncio.Event()  # the link took something
         if self._link.has_open_port:
@@ -54,22 +55,32 @@ class PlainOutlet:
         return self._link.accepted, self._link.unread
 
     @property
+    def waiting(self) -> int:
+        """How many records libzmq has not taken yet."""
+        return self._queue.records + self._link.unsent
+
+    @property
     def statistics(self) -> str:
         """How many records were sent, wait and were dropped."""
-        waiting = self._queue.records + self._link.unsent
-        return f"{self._link.accepted} sent, {waiting} queued, {self._queue.dropped} dropped"
+        return f"{self._link.accepted} sent, {self.waiting} queued, {self._queue.dropped} dropped"
+
+    async def open(self, ending: Ending) -> None:
+        """Do nothing: it is ready."""
 
     def put(self, payload: Payload) -> None:
         """Take the next payload, and send it if nothing waits."""
         self._queue.put(payload)
+        self._drops.note(self._queue.dropped)
         if not self._behind.is_set():
             self._pump()
 
     async def room(self) -> None:
         """Return once there is room to read on."""
         while self._queue.full:
+            self._fullness.begin("the queue is full: reading waits")
             self._moved.clear()
             await self._moved.wait()
+        self._fullness.end("the queue has room again")
 
     def _pump(self) -> None:
         """Send from the queue until it is empty, libzmq says EAGAIN, or the turn is over."""
@@ -103,14 +114,14 @@ class PlainOutlet:
 
     async def drain(self) -> None:
         """Return once libzmq has taken everything."""
-        while self._queue or self._link.unsent:
+        while self.waiting:
             self._moved.clear()
             await self._moved.wait()
 
     async def close(self, ending: Ending) -> Outcome:
         """Hand over what libzmq has taken; return what became of all records."""
         link = self._link
-        lost = self._queue.records + link.unsent
+        lost = self.waiting
         delivered = link.accepted
         self._outage.begin("the receiver is slow to take the last records")
         closed = await ending.unless_given_up(link.close())

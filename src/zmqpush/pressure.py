@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from zmqpush.background import begin
 from zmqpush.descriptors import Readiness
 from zmqpush.telemetry import Complaints
 
@@ -71,8 +72,8 @@ class Pressure:
         self._readiness = Readiness(self._connections.fileno())
         self._before: dict[int, int] = {}  # what each had brought when it was judged last
         self._whole: dict[int, int] = {}  # how many whole messages each brought since
-        self._task = asyncio.create_task(self._watch())
-        self._giving_back = asyncio.create_task(asyncio.sleep(0))
+        self._task = begin(self._watch())
+        self._giving_back = begin(asyncio.sleep(0))
 
     def close(self) -> None:
         """Stop watching."""
@@ -107,7 +108,7 @@ class Pressure:
                 cut = self._judge(active)
                 active = set()
                 if (cut or (drained and self._budget)) and self._giving_back.done():
-                    self._giving_back = asyncio.create_task(self._give_back())
+                    self._giving_back = begin(self._give_back())
 
     def _resident(self) -> int:
         if self._statm is None:

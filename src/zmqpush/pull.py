@@ -32,7 +32,7 @@ from zmqpush.guard import Guard
 from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
 from zmqpush.sinks import Batch
-from zmqpush.telemetry import Reporter
+from zmqpush.telemetry import Reporter, Tally
 from zmqpush.writer import Writer, stream_name
 
 # What a byte that is not yet acknowledged costs: the allocator and the connections want
@@ -58,8 +58,7 @@ class Puller:
         reporter: Where to say what happens.
 
     Raises:
-        ValueError: If there is no such sink.
-        StateError: If the state cannot be used.
+        SettingsError: If there is no such sink.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
 
@@ -76,13 +75,9 @@ class Puller:
         self._acked = RouterLink(acked, self._guard, settings.memory) if acked else None
         self._decoder = RecordDecoder()
         self._payloads: Iterator[Payload] = iter(())  # what is left of the frames that came last
-        self._receiver = Receiver(
-            self._writer.floors,
-            settings.memory // _MEMORY_PER_BYTE,
-            self._writer.sink.durability,
-            lambda: secrets.randbits(64) or 1,
-            self._guard.admits_host,
-        )
+        self._receiver = self._make_receiver()  # which knows nobody until the state is open
+        self._refused = Tally(reporter, "{} frames were refused: they break the protocol")
+        self._skipped = Tally(reporter, "senders have dropped {} records, or cannot read them")
         self._arrivals: list[Arrival] = []
         self._work = asyncio.Event()  # there is something to write, sync or reopen
         self._committing = asyncio.Lock()
@@ -92,6 +87,15 @@ class Puller:
         self._until: float | None = None
         self._ending = Ending(settings.grace, self._stop)
 
+    def _make_receiver(self) -> Receiver:
+        return Receiver(
+            self._writer.floors,
+            self._settings.memory // _MEMORY_PER_BYTE,
+            self._writer.sink.durability,
+            lambda: secrets.randbits(64) or 1,
+            self._guard.admits_host,
+        )
+
     async def run(self) -> int:
         """
         Receive until told to stop.
@@ -99,10 +103,15 @@ class Puller:
         Returns:
             The exit code.
 
+        Raises:
+            StateError: If the state cannot be used.
+            SinkError: If the sink cannot be opened.
+
         """
         self._ending.handle_signals(at_once=True, hangup=self._hang_up)
         if not await self._open():
-            return 0
+            return self._tell_losses()
+        self._receiver = self._make_receiver()
         for link, what in ((self._plain, "plain"), (self._acked, "acknowledged")):
             if link and link.has_open_port:
                 both = f" for {what} delivery" if self._plain and self._acked else ""
@@ -118,17 +127,19 @@ class Puller:
         finally:
             beside.cancel()
             self._tell_statistics()
+        code = self._tell_losses(rest=self._until is not None or not done)
+        return code if done else EXIT_IO
+
+    def _tell_losses(self, *, rest: bool = True) -> int:
         lost = self._writer.plain_unwritten + self._writer.sink.lost
-        if self._until is not None or not done:
+        if rest:
             lost += self._count_the_rest()
         if lost:
             self._reporter.warn(f"{lost} lost: they could not be written")
-        if not done:
-            return EXIT_IO
         return EXIT_LOSS if lost else 0
 
     async def _open(self) -> bool:
-        """Open the sink; whether that was possible before a signal came."""
+        """Open the state and the sink; whether that was possible before a signal came."""
         self._opening = asyncio.create_task(self._writer.open())
         await asyncio.wait({self._opening})
         opening, self._opening = self._opening, None
@@ -233,6 +244,8 @@ class Puller:
                 self._reply()
             else:
                 await self._acked.readable()
+            self._refused.note(self._receiver.counters.malformed + self._acked.malformed)
+            self._skipped.note(self._receiver.counters.skipped)
             await asyncio.sleep(0)  # also when all that comes is refused
             if now >= expire_at:
                 expire_at = now + _EXPIRY_INTERVAL

@@ -16,12 +16,20 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
-from zmqpush.core.dialogue import MarkFilter
+from zmqpush.core.dialogue import MarkFilter, Marks
 from zmqpush.core.envelope import Envelope, Format
 from zmqpush.core.framing import Framing
 from zmqpush.core.lines import Block, LineSplitter
 from zmqpush.endings import Ending, Reason
-from zmqpush.errors import EXIT_LATER, EXIT_LOSS, EXIT_NO_RECEIVER, SourceError
+from zmqpush.errors import (
+    EXIT_IO,
+    EXIT_LATER,
+    EXIT_LOSS,
+    EXIT_NO_RECEIVER,
+    SourceError,
+    SpoolError,
+    ZmqpushError,
+)
 from zmqpush.guard import Guard
 from zmqpush.omprog import Conversation, wants_answers
 from zmqpush.outlet import Outcome, Outlet
@@ -51,10 +59,9 @@ class Pusher:
 
     Raises:
         SourceError: If the input cannot be read.
-        SpoolError: If the spool cannot be used.
         KeyFileError: If a key or the list of keys cannot be used.
         EndpointError: If an endpoint cannot be used.
-        ValueError: If a field is part of the format already.
+        SettingsError: If a field is part of the format already.
 
     """
 
@@ -89,12 +96,22 @@ class Pusher:
             payload_bytes // self._envelope.overhead_bytes,
         )
         self._max_bytes = max(1, max_bytes)
-        self._source = Source(fd, self._max_bytes, in_turns=answers is not None)
+        guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
+        self._source = Source(
+            fd,
+            self._max_bytes,
+            delimiter=self._delimiter,
+            in_turns=answers is not None,
+            warn=guard.complaints.warn,
+        )
         self._conversation: Conversation | None = None
         if answers is not None:
-            self._conversation = Conversation(self._source, answers, self._max_bytes)
-        self._marks = MarkFilter() if settings.omprog and answers is None else None
-        guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
+            self._conversation = Conversation(
+                self._source, answers, settings.marks, self._delimiter
+            )
+        self._marks: MarkFilter | None = None
+        if settings.marks and answers is None:
+            self._marks = MarkFilter(settings.marks)
         self._outlet: Outlet
         self._confirm: Callable[[], Awaitable[None]]
         if settings.ack:
@@ -106,6 +123,8 @@ class Pusher:
             from zmqpush.plain import PlainOutlet
 
             self._outlet = PlainOutlet(settings, reporter, guard, self._envelope.separator)
+        self._reading = True
+        self._was_read = True  # as far as it can be
         self._read = self._confirmed = 0
         self._ending = Ending(
             settings.grace,
@@ -123,80 +142,151 @@ class Pusher:
             The exit code.
 
         Raises:
-            SpoolError: If the spool fails.
+            SpoolError: If the spool cannot be used.
 
         """
+        try:
+            return await self._run()
+        except ZmqpushError:
+            raise
+        except BaseException:  # a bug: what became of the records is said all the same
+            self._tell_statistics()
+            raise
+
+    async def _run(self) -> int:
         ending, outlet = self._ending, self._outlet
         ending.handle_signals(at_once=not self._source.can_wait, hangup=self._hang_up)
+        if not await ending.unless_given_up(outlet.open(ending)):
+            raise SpoolError("the spool was not ready in time: nothing was read")
         delivering = asyncio.create_task(outlet.run())
+        failure, disk_failed = 0, False
+        try:
+            failure = await self._ship(delivering)
+            delivering.cancel()
+            await asyncio.wait({delivering})
+            if not delivering.cancelled():
+                delivering.result()
+        except SpoolError as exc:  # what became of the records is to be known all the same
+            self._reporter.warn(str(exc))
+            disk_failed = True
+        delivering.cancel()
+        outcome = await outlet.close(ending)
+        self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
+        gave_up = ending.reason is Reason.TIMEOUT and bool(
+            not self._was_read or outcome.lost or outcome.spooled
+        )
+        unread = 0
+        if (ending.signalled or gave_up) and not self._conversation:  # rsyslog has the rest
+            unread = self._source.unread_bytes
+        if gave_up:
+            rest = f": {unread} bytes of the input were not read" if unread else ""
+            limit = f"{self._settings.timeout:g} s"
+            self._reporter.warn(f"gave up after {limit} without delivery{rest}")
+        elif unread:
+            self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
+        code = self._settle(outcome, unread, gave_up) or failure
+        return EXIT_IO if disk_failed or outcome.failed else code
+
+    async def _ship(self, delivering: "asyncio.Task[None]") -> int:
+        """Read and deliver until the end; return the exit code that the input is a reason for."""
+        ending, outlet = self._ending, self._outlet
         failure = 0
         try:
             if self._conversation:
                 reading = self._conversation.run(self._make_safe)
             else:
                 reading = self._read_all()
-            await ending.unless_given_up(reading, beside=delivering)
+            self._was_read = await ending.unless_given_up(reading, beside=delivering)
             if self._settings.omprog:
                 ending.begin_grace()  # rsyslog waits for our end, and not for long
         except SourceError as exc:  # what was read before is still delivered or counted
             self._reporter.warn(str(exc))
             failure = exc.exit_code
-        self._take(self._splitter.finish())
-        ending.limit_stall(self._settings.timeout, lambda: outlet.progress)
+        if not self._conversation:  # what rsyslog has not ended is not answered, and comes again
+            # What is left of a line that goes on is a line of its own for whoever reads it.
+            cut = bool(failure) or not self._source.has_ended
+            self._take(self._splitter.finish(cut=cut))
+        self._reading = False
+        self._watch()
         if not self._unconfirmed:
             await ending.unless_given_up(outlet.drain(), beside=delivering)
-        delivering.cancel()
-        outcome = await outlet.close(ending)
-        self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
-        unread = 0
-        if ending.signalled and not self._conversation:  # rsyslog has what is not answered
-            unread = self._source.unread_bytes
-        if unread:
-            self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
-        return self._settle(outcome, unread) or failure
+        return failure
 
     @property
     def _unconfirmed(self) -> int:
         """How many records rsyslog hands over again, since they were not confirmed."""
         return self._read - self._confirmed if self._conversation else 0
 
-    def _settle(self, outcome: Outcome, unread: int) -> int:
+    def _settle(self, outcome: Outcome, unread: int, gave_up: bool) -> int:
         if unconfirmed := min(self._unconfirmed, outcome.lost):
             outcome = outcome._replace(lost=outcome.lost - unconfirmed)
-            self._reporter.notice(f"{unconfirmed} not confirmed: rsyslog has them")
+            self._reporter.warn(f"{unconfirmed} not confirmed: rsyslog has them")
         if self._envelope.invalid_bytes:
-            self._reporter.notice(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
-        if any(outcome[1:]):
+            self._reporter.warn(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
+        if any(outcome[1:4]):
             spooled = f", {outcome.spooled} left in the spool" if outcome.spooled else ""
             self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{spooled}")
-        if outcome.lost and self._ending.reason is Reason.TIMEOUT:
+        if gave_up and (outcome.lost or not (outcome.spooled or self._conversation)):
             return EXIT_NO_RECEIVER
-        if outcome.dropped or outcome.lost or unread:
+        if outcome.dropped or outcome.lost or unread or self._source.gaps:
             return EXIT_LOSS
         return EXIT_LATER if outcome.spooled or unconfirmed else 0
 
     async def _read_all(self) -> None:
         while chunk := await self._source.read():
-            self._take(self._splitter.feed(chunk))
+            self._feed(chunk)
+            if self._source.has_messages:
+                self._take(self._splitter.finish(cut=self._source.message_cut))
             await self._outlet.room()
 
-    async def _make_safe(self, messages: list[bytes]) -> None:
-        lines = self._delimiter.join((*messages, b""))
-        for start in range(0, len(lines), self._max_bytes):  # as much as is read at once
-            self._take(self._splitter.feed(lines[start : start + self._max_bytes]))
+    def _feed(self, data: bytes) -> None:
+        # Not more at once than a read of a pipe returns: a message may be longer.
+        for start in range(0, len(data), self._max_bytes):
+            self._take(self._splitter.feed(data[start : start + self._max_bytes]))
+
+    async def _make_safe(self, lines: bytes) -> None:
+        self._feed(lines)
         await self._confirm()
         self._confirmed = self._read
 
     def _take(self, blocks: list[Block]) -> None:
         now = time.time()
+        if self._marks:
+            blocks = [stripped for block in blocks for stripped in self._marks.strip(block)]
         for block in blocks:
-            if self._marks:
-                if (lines := self._marks.strip(block.data)) is None:
-                    continue
-                block = block._replace(data=lines)
+            if self._settings.omprog and not self._read:
+                self._look_for_marks(block.data)
             payload = self._envelope.format(block, now)
             self._read += payload.records
             self._outlet.put(payload)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Have the end of patience watched for while something waits."""
+        if self._settings.timeout is not None:
+            self._ending.limit_stall(self._settings.timeout, self._progress)
+
+    def _progress(self) -> object:
+        """Return what changes as long as records are delivered; None while none need be."""
+        if self._reading and (self._settings.spool or not self._outlet.waiting):
+            return None
+        return self._outlet.progress
+
+    def _look_for_marks(self, first: bytes) -> None:
+        """Warn if what comes first shows that rsyslog was set up otherwise than we were."""
+        marks = self._marks or (self._conversation and self._conversation.dialogue)
+        if not self._settings.marks:
+            if first.split(b"\n", 1)[0] == Marks().begin:
+                self._reporter.warn(
+                    'the first message looks like a mark: if rsyslog has useTransactions="on", '
+                    "give --transactions; as it is, marks become records"
+                )
+        elif marks and not marks.spoken:
+            self._reporter.warn(
+                "rsyslog does not begin with the mark of a transaction: without "
+                'useTransactions="on" leave out --transactions; other marks are for --begin-mark '
+                "and --commit-mark"
+            )
 
     def _hang_up(self) -> None:
         self._guard.reload()

@@ -4,8 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from zmqpush.core.frames import Data
-from zmqpush.segments import HEADER, Segment, find_block, read_block
+from zmqpush.core.frames import Data, Labels
+from zmqpush.segments import HEADER, Segment, find_block, read_block, read_header
 
 _DAMAGED_BYTES = 64 << 20
 
@@ -23,7 +23,25 @@ class SegmentReader:
         self._damaged = slot / "damaged"
         self._segment: Segment | None = None  # the open one
         self._fd = -1
+        self._mark = b""
         self._offset = self._number = 0  # of the next block in it
+
+    def labels(self, segment: Segment, number: int) -> Labels | None:
+        """
+        Return what the records of a segment have in common, if that is known.
+
+        Args:
+            segment: Which one.
+            number: Of the record that will be asked for next.
+
+        Raises:
+            OSError: If the file cannot be read.
+
+        """
+        if segment.header is None:
+            with contextlib.suppress(FileNotFoundError):  # somebody removed it
+                self._position(segment, number)
+        return segment.header.labels if segment.header else None
 
     def read(self, segment: Segment, number: int, follows: int) -> Data | int:
         """
@@ -44,7 +62,7 @@ class SegmentReader:
             return follows
         size = os.fstat(self._fd).st_size
         while self._number < follows and self._offset < size:
-            block = read_block(self._fd, self._offset, size)
+            block = read_block(self._fd, self._offset, size, self._mark)
             if block is not None and block.first == self._number and block.end < follows:
                 self._offset += HEADER.size + len(block.payload)
                 self._number = block.end + 1
@@ -52,8 +70,10 @@ class SegmentReader:
                     return block
             else:
                 begin, missing = self._offset, self._number
-                found = find_block(self._fd, begin, size, missing, follows)
-                self._offset, self._number = found or (size, follows)
+                found = find_block(self._fd, begin, size, self._mark, missing)
+                if found is None or found[1] >= follows:
+                    found = size, follows
+                self._offset, self._number = found
                 self._keep_damaged(begin, self._offset, missing)
                 if self._number > number:
                     return self._number
@@ -64,7 +84,8 @@ class SegmentReader:
             return
         self.close()
         self._fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-        self._segment, self._offset, self._number = segment, 0, segment.first
+        self._segment, self._number = segment, segment.first
+        self._mark, self._offset, _ = read_header(segment, self._fd)
 
     def _keep_damaged(self, begin: int, end: int, number: int) -> None:
         with contextlib.suppress(OSError):  # there may be no room for it

@@ -6,21 +6,24 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
+from zmqpush.errors import SettingsError
 from zmqpush.queue import WhenFull
 
 # Escaped, a line may become six times as long, and a message may have 64 MiB.
 MAX_LINE_BYTES = 8 << 20
 # A block of acknowledged delivery has 16 MiB.
 MAX_ACK_LINE_BYTES = 1 << 20
+MAX_SPOOL_SLOTS = 64
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5014"
 DEFAULT_ACK_ENDPOINT = "tcp://127.0.0.1:5015"
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|[\w.-]+):(?P<port>[0-9]{1,5}|\*)")
 _LOCAL = re.compile(r"ipc://|tcp://(127\.[\d.]+|localhost|\[::1\]):")
 ALLOW_ANY = "any"
-_IPC = re.compile(r"ipc://.{1,107}")
+_IPC = re.compile(r"ipc://[^\0\ud800-\udfff]{1,107}")
 
 
 def check_endpoint(endpoint: str, *, bind: bool = False) -> str:
@@ -28,7 +31,7 @@ def check_endpoint(endpoint: str, *, bind: bool = False) -> str:
     Return ``endpoint`` if it is one that ZeroMQ understands.
 
     Raises:
-        ValueError: If it is not; the message shows a good one.
+        SettingsError: If it is not; the message shows a good one.
 
     """
     if _IPC.fullmatch(endpoint):
@@ -41,10 +44,12 @@ def check_endpoint(endpoint: str, *, bind: bool = False) -> str:
     raise bad_endpoint(endpoint, bind=bind)
 
 
-def bad_endpoint(endpoint: str, *, bind: bool) -> ValueError:
+def bad_endpoint(endpoint: str, *, bind: bool) -> SettingsError:
     """Return the error that says so and shows a good endpoint."""
     example = "tcp://*:5014" if bind else "tcp://collector.example.com:5014"
-    return ValueError(f"{endpoint!r} is not an endpoint; a good one is {example} or ipc:///run/x")
+    return SettingsError(
+        f"{endpoint!r} is not an endpoint; a good one is {example} or ipc:///run/x"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +58,7 @@ class Endpoints:
     Where a socket binds and connects: ``tcp://host:port`` or ``ipc://path``.
 
     Raises:
-        ValueError: If there is none, or one is malformed.
+        SettingsError: If there is none, or one is malformed.
 
     """
 
@@ -62,7 +67,7 @@ class Endpoints:
 
     def __post_init__(self) -> None:
         if not self.count:
-            raise ValueError("there must be an endpoint to bind or to connect")
+            raise SettingsError("there must be an endpoint to bind or to connect")
         for endpoint in self.bind:
             check_endpoint(endpoint, bind=True)
         for endpoint in self.connect:
@@ -106,35 +111,37 @@ class Security:
         Check that it fits the endpoints of all links.
 
         Raises:
-            ValueError: If it does not.
+            SettingsError: If it does not.
 
         """
         bind = [endpoint for link in links for endpoint in link.bind]
         connect = [endpoint for link in links for endpoint in link.connect]
         if self.key is None:
             if self.server_keys or self.allow:
-                raise ValueError(
+                raise SettingsError(
                     "--server-key and --allow need a --key: zmqpush-keys new makes one"
                 )
             open_to_all = [e for e in bind if not _LOCAL.match(e)]
             if open_to_all and not self.insecure:
-                raise ValueError(
+                raise SettingsError(
                     f"the network can reach {open_to_all[0]}: give --key and --allow, or say "
                     "--insecure if whoever gets there may read and write records"
                 )
             return
         if self.insecure:
-            raise ValueError("--key and --insecure exclude each other")
+            raise SettingsError("--key and --insecure exclude each other")
         if any(link.bind and link.connect for link in links):
-            raise ValueError("with a --key, either --bind or --connect")
+            raise SettingsError("with a --key, either --bind or --connect")
         if bind and self.allow is None:
-            raise ValueError("--key needs --allow, a list of the keys that may connect, or any")
+            raise SettingsError("--key needs --allow, a list of the keys that may connect, or any")
         if self.allow and not bind:
-            raise ValueError("--allow is for who connects to what is bound, and nothing is bound")
+            raise SettingsError(
+                "--allow is for who connects to what is bound, and nothing is bound"
+            )
         if connect and len(self.server_keys) not in (1, len(connect)):
-            raise ValueError("--key needs --server-key: one for all --connect, or one for each")
+            raise SettingsError("--key needs --server-key: one for all --connect, or one for each")
         if self.server_keys and not connect:
-            raise ValueError("--server-key is for --connect, and nothing is connected to")
+            raise SettingsError("--server-key is for --connect, and nothing is connected to")
 
 
 class Sync(StrEnum):
@@ -161,7 +168,7 @@ class PushSettings:
     Sizes are in bytes, times in seconds.
 
     Raises:
-        ValueError: If two settings exclude each other.
+        SettingsError: If two settings exclude each other.
 
     """
 
@@ -181,6 +188,7 @@ class PushSettings:
     spool_slots: int = 1
     sync: Sync = Sync.INTERVAL
     omprog: bool = False
+    marks: Marks | None = None
     confirm: Confirm = Confirm.REMOTE
     security: Security = Security()
     grace: float = 4.0
@@ -190,33 +198,41 @@ class PushSettings:
     def __post_init__(self) -> None:
         self.security.check(self.endpoints)
         if self.spread and not self.ack:
-            raise ValueError("--spread orders the receivers of --ack")
+            raise SettingsError("--spread orders the receivers of --ack")
         if self.ack:
             self._check_ack()
         if self.omprog:
             self._check_omprog()
+        elif self.marks:
+            raise SettingsError("--transactions are rsyslog's: they need --omprog")
         if self.format is Format.RAW and self.framing is Framing.ARRAY:
-            raise ValueError("--framing array makes JSON of records and cannot hold --format raw")
+            raise SettingsError(
+                "--framing array makes JSON of records and cannot hold --format raw"
+            )
 
     def _check_ack(self) -> None:
         if self.endpoints.bind:
-            raise ValueError("--ack needs receivers to connect to, not --bind")
+            raise SettingsError("--ack needs receivers to connect to, not --bind")
         if self.framing is not Framing.SINGLE:
-            raise ValueError("--framing is for receivers that do not acknowledge: not with --ack")
+            raise SettingsError(
+                "--framing is for receivers that do not acknowledge: not with --ack"
+            )
         if self.format is Format.RAW and self.delimiter != b"\n":
-            raise ValueError("--ack --format raw needs lines that end with a newline")
+            raise SettingsError("--ack --format raw needs lines that end with a newline")
         if self.max_line > MAX_ACK_LINE_BYTES:
-            raise ValueError(f"--max-line can be {MAX_ACK_LINE_BYTES >> 20}MiB with --ack")
+            raise SettingsError(f"--max-line can be {MAX_ACK_LINE_BYTES >> 20}MiB with --ack")
 
     def _check_omprog(self) -> None:
         if self.delimiter != b"\n":
-            raise ValueError("--omprog reads what rsyslog writes: newlines end its messages")
+            raise SettingsError("--omprog reads what rsyslog writes: newlines end its messages")
         if self.when_full is not WhenFull.BLOCK:
-            raise ValueError("--omprog lets rsyslog keep what finds no room: --when-full block")
+            raise SettingsError("--omprog lets rsyslog keep what finds no room: --when-full block")
         if self.confirm is not Confirm.REMOTE and not self.spool:
-            raise ValueError(f"--confirm {self.confirm} needs a --spool to hold the messages")
+            raise SettingsError(f"--confirm {self.confirm} needs a --spool to hold the messages")
         if self.confirm is Confirm.FSYNC and self.sync is Sync.OFF:
-            raise ValueError("--confirm fsync and --sync off exclude each other")
+            raise SettingsError("--confirm fsync and --sync off exclude each other")
+        if self.marks and (len({*self.marks}) < 2 or any(not m or b"\n" in m for m in self.marks)):
+            raise SettingsError("--begin-mark and --commit-mark are two different lines of text")
 
 
 class NatsUnit(StrEnum):
@@ -234,7 +250,7 @@ class PullSettings:
     Sizes are in bytes, times in seconds.
 
     Raises:
-        ValueError: If two settings exclude each other.
+        SettingsError: If two settings exclude each other.
 
     """
 
@@ -255,6 +271,6 @@ class PullSettings:
         self.security.check(*filter(None, (self.endpoints, self.ack_endpoints)))
         if self.nats_unit:
             if not self.to.lower().startswith("nats://"):
-                raise ValueError("--nats-unit is for --to nats://")
+                raise SettingsError("--nats-unit is for --to nats://")
             # Frozen, but this is its making.
             object.__setattr__(self, "options", {**self.options, "unit": self.nats_unit.value})

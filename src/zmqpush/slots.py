@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from zmqpush.core.frames import Labels
+from zmqpush.disk import why_not_ours
 from zmqpush.errors import SpoolBusyError, SpoolForeignError
 from zmqpush.faults import fault_point
-from zmqpush.segments import end_of, list_segments, read_state, read_stream, telling
+from zmqpush.segments import end_of, labels_of, list_segments, read_meta, read_state, telling
 
 # Somebody who only looks whether a slot is in use locks it, for a moment.
 _LOCK_ATTEMPTS = 10
@@ -21,7 +23,12 @@ _SLOT_NAME = re.compile(r"0|[1-9][0-9]*")
 
 
 class Status(NamedTuple):
-    """What a slot holds; ``pid`` is whose it is now, if it is in use."""
+    """
+    What a slot holds.
+
+    ``labels`` are those of its first records, if they are known; ``pid`` is whose it is now, if
+    it is in use.
+    """
 
     path: Path
     stream: str
@@ -29,6 +36,7 @@ class Status(NamedTuple):
     end: int
     segments: int
     bytes: int
+    labels: Labels | None
     pid: int | None
 
     @property
@@ -48,6 +56,7 @@ def take_slot(directory: Path, slots: int) -> Path:
     Raises:
         SpoolBusyError: If so many do.
         SpoolForeignError: If it is no spool, or a slot belongs to somebody else.
+        SpoolFullError: If there is no room; then it may be called again.
         SpoolError: If it cannot be read or written.
 
     """
@@ -63,7 +72,10 @@ def take_slot(directory: Path, slots: int) -> Path:
             if len(pids) < slots and _lock(slot):
                 return slot
     whose = f" by process {', '.join(pids)}" if pids else ""
-    raise SpoolBusyError(f"the spool {directory} is in use{whose}")
+    raise SpoolBusyError(
+        f"the spool {directory} is in use{whose}: give this one a --spool of its own, "
+        f"or --spool-slots {slots + 1} to each"
+    )
 
 
 def status_of(directory: Path) -> Iterator[Status]:
@@ -94,7 +106,8 @@ def survey(slot: Path) -> Status:
         floor = max(floor, segments[0].first - 1)
     end = max(floor, end_of(segments))
     size = sum(segment.size for segment in segments)
-    return Status(slot, read_stream(slot), floor, end, len(segments), size, _locked_by(slot))
+    stream, labels = read_meta(slot).stream, labels_of(segments)
+    return Status(slot, stream, floor, end, len(segments), size, labels, _locked_by(slot))
 
 
 def _make_directory(path: Path) -> None:
@@ -107,6 +120,9 @@ def _make_directory(path: Path) -> None:
     fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError:
+        path.rmdir()  # the next attempt is to begin here again
+        raise
     finally:
         os.close(fd)
 
@@ -118,8 +134,8 @@ def _list_slots(directory: Path) -> list[Path]:
         status = os.lstat(directory / name)
         if not (_SLOT_NAME.fullmatch(name) and stat.S_ISDIR(status.st_mode)):
             raise SpoolForeignError(f"{directory} is no spool: it holds {name!r}")
-        if status.st_uid != os.geteuid():
-            raise SpoolForeignError(f"{directory / name} belongs to somebody else")
+        if reason := why_not_ours(directory / name):
+            raise SpoolForeignError(reason)
     return [directory / name for name in names]
 
 
@@ -135,8 +151,8 @@ def _lock(slot: Path) -> bool:
                 os.close(fd)
                 return False
             time.sleep(_LOCK_INTERVAL)
-    os.ftruncate(fd, 0)
     with contextlib.suppress(OSError):  # it is for people, and the disk may be full
+        os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     fault_point("slot-locked")
     return True  # it stays open, and locked, until the process ends

@@ -7,6 +7,7 @@ Bounded disk: every block from before it is sent until it is acknowledged.
 
 import bisect
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -17,26 +18,26 @@ from pathlib import Path
 from typing import NoReturn
 
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import DAMAGED, DROPPED, MAX_PAYLOAD_BYTES, Data, Skip
+from zmqpush.core.frames import DAMAGED, DROPPED, MAX_PAYLOAD_BYTES, Data, Labels, Skip
 from zmqpush.core.holes import Holes
 from zmqpush.disk import has_no_room
-from zmqpush.errors import SpoolError
+from zmqpush.errors import SpoolError, SpoolFullError
 from zmqpush.faults import fault_point
 from zmqpush.queue import WhenFull
 from zmqpush.segment_reader import SegmentReader
 from zmqpush.segments import (
     FORMAT,
     HEADER,
-    MAGIC,
     STATE_BYTES,
     STATE_SLOTS,
     Segment,
     end_of,
     inode_of,
     list_segments,
+    new_header,
     pack_state,
+    read_meta,
     read_state,
-    read_stream,
     telling,
 )
 from zmqpush.settings import Sync
@@ -102,19 +103,24 @@ class Spool:
         max_bytes: Most bytes to hold.
         when_full: What happens to records when there is no room.
         sync: When a block may be sent.
+        labels: What the records of this run have in common.
         reporter: Where to tell of damage.
         segment_bytes: How long a segment grows.
 
     Raises:
         SpoolError: If the files cannot be read or written.
+        SpoolFullError: If there is no room for them.
         SpoolForeignError: If they are of a later version.
 
     Attributes:
-        stream: The name of the stream.
+        secret: What the name of the stream is made of.
+        was: The name that it had under version 1, if it had one.
+        labels: What the records of this run have in common.
         recovered: The last sequence number of earlier runs.
         acked: How many records were acknowledged, so far in this run.
         dropped: How many were dropped by policy.
-        damaged: How many could not be read.
+        damaged: How many could not be read, or were removed.
+        failed: Whether the files cannot be relied on any more.
         unsynced_bytes: How much waits for a sync.
 
     """
@@ -126,15 +132,18 @@ class Spool:
         max_bytes: int,
         when_full: WhenFull,
         sync: Sync,
+        labels: Labels,
         reporter: Reporter,
         segment_bytes: int = _SEGMENT_BYTES,
     ) -> None:
         self._slot = slot
         self._max_bytes = max_bytes
-        self._segment_bytes = min(segment_bytes, max(1, max_bytes // 4))
+        self._header_bytes = new_header(bytes(8), labels)[0].size  # of each new segment
+        self._segment_bytes = min(segment_bytes, max(1, max_bytes // 4)) + self._header_bytes
         self._when_full = when_full
         self._sync = sync
         self._reporter = reporter
+        self.labels = labels
         self.acked = self.dropped = self.damaged = 0
         self._holes = Holes()
         self._held: deque[Payload] = deque()  # there is no room for them
@@ -147,27 +156,30 @@ class Spool:
         self._removable: deque[Path] = deque()  # files of acknowledged segments
         self._job: SyncJob | None = None  # from begin_sync() to end_sync()
         self._failing = False  # nothing was synced since a segment was given up
+        self.failed = False
         self._reader = SegmentReader(slot)
         self._generation = 0
         self._state_written = time.monotonic()
-        with telling(slot):
+        with telling(slot), contextlib.ExitStack() as on_failure:
             self._directory = os.open(slot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self.stream = read_stream(slot)
-            if not self.stream and (slot / "meta").exists():
+            on_failure.callback(os.close, self._directory)
+            self.secret, self.was = read_meta(slot)
+            if not self.secret and not self.was and (slot / "meta").exists():
                 self.rename_stream()
-            elif not self.stream:
-                self.stream = self._name_stream()
-            self._state = self._open_state()
+            elif not self.secret:
+                self._name_stream()
+            self._state = os.open(slot / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            on_failure.callback(os.close, self._state)
+            self._lengthen_state()
             self._recover()
+            on_failure.pop_all()
 
-    def _open_state(self) -> int:
-        fd = os.open(self._slot / "state", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        length = os.fstat(fd).st_size
+    def _lengthen_state(self) -> None:
+        length = os.fstat(self._state).st_size
         missing = STATE_SLOTS[-1] + STATE_BYTES - length
-        if missing > 0:
-            os.pwrite(fd, bytes(missing), length)
+        if missing > 0 and os.pwrite(self._state, bytes(missing), length) < missing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fault_point("spool-state-made")
-        return fd
 
     def _recover(self) -> None:
         self._generation, floor = read_state(self._state)
@@ -201,15 +213,16 @@ class Spool:
                 break
         os.fsync(self._directory)
 
-    def _name_stream(self) -> str:
-        stream = os.urandom(16).hex()
+    def _name_stream(self) -> None:
+        secret = os.urandom(16).hex()
         meta = self._slot / "meta"
         new = self._slot / "meta.new"
         with telling(self._slot):
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                values = {"format": FORMAT, "stream": stream, "inode": inode_of(self._slot)}
-                os.write(fd, json.dumps(values).encode() + b"\n")
+                values = {"format": FORMAT, "secret": secret, "inode": inode_of(self._slot)}
+                former = {"was": self.was} if self.was else {}
+                os.write(fd, json.dumps(values | former).encode() + b"\n")
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -217,17 +230,27 @@ class Spool:
             os.rename(new, meta)
             fault_point("meta-renamed")
             os.fsync(self._directory)
-        return stream
+        self.secret = secret
 
     def rename_stream(self) -> None:
         """
-        Give the stream a new name; the records keep their numbers.
+        Give the stream a new secret, and so a new name; the records keep their numbers.
+
+        If there is no room for it the stream keeps its name, and whoever asked asks again.
 
         Raises:
             SpoolError: If it cannot be stored.
 
         """
-        self.stream = self._name_stream()
+        was, self.was = self.was, ""
+        try:
+            self._name_stream()
+        except SpoolFullError as exc:
+            self.was = was
+            if not self.secret:
+                raise
+            self._reporter.warn(f"{exc}: waiting")
+            return
         self._reporter.warn(
             f"the spool {self._slot} is a copy, or has lost something: it goes on as a new stream"
         )
@@ -251,6 +274,11 @@ class Spool:
     def unsafe(self) -> int:
         """How many records would not survive the end of the process."""
         return sum(payload.records for payload in self._held)
+
+    @property
+    def at_risk(self) -> int:
+        """How many records would not survive a power cut now, whatever the policy makes safe."""
+        return self._holes.present(self._synced + 1, self._next - 1) + self.unsafe
 
     @property
     def synced(self) -> bool:
@@ -306,9 +334,11 @@ class Spool:
     def _has_room(self, payload_bytes: int) -> bool:
         if self._floor == self._next - 1:
             return True  # one block always may
-        if self._bytes + HEADER.size + payload_bytes > self._max_bytes:
+        begun = self._fd is not None and self._segments[-1].size < self._segment_bytes
+        needed = HEADER.size + payload_bytes + (0 if begun else self._header_bytes)
+        if self._bytes + needed > self._max_bytes:
             return False
-        if self._fd is not None and self._segments[-1].size < self._segment_bytes:
+        if begun:
             return True
         disk = os.fstatvfs(self._directory)
         return disk.f_bavail >= disk.f_blocks * _MIN_FREE
@@ -342,8 +372,11 @@ class Spool:
             self._begin_segment(block.first)
         assert self._fd is not None
         segment = self._segments[-1]
-        size = len(block.payload)
-        header = HEADER.pack(MAGIC, size, 0, block.first, block.records, block.crc)
+        assert segment.header is not None
+        mark, size = segment.header.mark, len(block.payload)
+        header = HEADER.pack(mark[:4], size, mark[4:], block.first, block.records, block.crc)
+        if not segment.size:
+            header = self._beginning + header
         fault_point("append")
         try:
             written = os.pwritev(self._fd, (header, block.payload), segment.size)
@@ -380,7 +413,7 @@ class Spool:
         return block
 
     def _begin_segment(self, first: int) -> None:
-        path = self._slot / f"{first:020d}.seg"
+        path = self._slot / f"{first:020d}.seg2"
         if self._segments and self._segments[-1].first == first:
             self._remove(self._segments[-1])  # it has no good entry
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -390,26 +423,30 @@ class Spool:
             if has_no_room(exc):
                 raise _NoSpaceError from exc
             raise
-        self._segments.append(Segment(first, path, 0))
+        header, self._beginning = new_header(os.urandom(8), self.labels)
+        self._segments.append(Segment(first, path, 0, header))
         self._new_names = True
         fault_point("segment-created")
 
     def _seal(self) -> None:
         if self._fd is None:
             return
+        self._verify_place()
         if self.unsynced_bytes or self._job:
             self._sealed.append(self._fd)
         else:
             os.close(self._fd)
         self._fd = None
 
-    def _give_up_segment(self, reason: OSError) -> None:
+    def _give_up_segment(self, reason: OSError, *, no_room: bool = False) -> None:
         # The kernel may have forgotten what was not synced, and that it failed. The
         # segments are valid up to what was synced; the rest is to be written anew.
-        if self._failing:
+        if self._failing and not no_room:
             self._fail(reason)
+        if not self._failing:
+            what = "waiting for room" if no_room else "a new segment"
+            self._reporter.warn(f"the spool {self._slot} fails: {reason.strerror}: {what}")
         self._failing = True
-        self._reporter.warn(f"the spool {self._slot} fails: {reason.strerror}: a new segment")
         fds = {*self._sealed} | (set() if self._fd is None else {self._fd})
         if self._job:  # which closes its own
             self._job.given_up = True
@@ -431,11 +468,46 @@ class Spool:
             self._held.appendleft(Payload(block.payload, block.records))
 
     def _fail(self, reason: OSError) -> NoReturn:
-        at_risk = self._holes.present(self._synced + 1, self._next - 1) + self.unsafe
+        if missing := self._count_missing():
+            self._fail_for(missing)
+        self.failed = True
         raise SpoolError(
             f"cannot write to the spool {self._slot}: {reason.strerror}: "
-            f"{at_risk} records may not be safe"
+            f"{self.at_risk} records may not be safe"
         )
+
+    def _is_there(self, segment: Segment) -> bool:
+        """Whether the next run will find a segment."""
+        try:
+            found = os.stat(segment.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # a disk that fails says so elsewhere
+        written = self._fd is not None and segment is self._segments[-1]
+        return not written or os.path.samestat(found, os.fstat(self._fd))  # type: ignore[arg-type]
+
+    def _verify_place(self) -> None:
+        if self._segments and not self._is_there(self._segments[-1]):
+            self._fail_for(self._count_missing())
+
+    def _fail_for(self, missing: int) -> NoReturn:
+        self.failed = True
+        raise SpoolError(
+            f"the spool {self._slot} was removed or moved while it was in use: "
+            f"{missing + self.at_risk} records are lost"
+        )
+
+    def _count_missing(self) -> int:
+        """Count what is in segments that somebody has removed as damaged; return how much."""
+        ends = [segment.first for segment in self._segments[1:]] + [self._next]
+        before = self.damaged
+        for segment, end in zip(self._segments, ends, strict=False):
+            if not self._is_there(segment):
+                first = max(segment.first, self._floor + 1)
+                self.damaged += self._holes.present(first, end - 1)
+                self._holes.add(first, end - 1, DAMAGED)
+        return self.damaged - before
 
     def begin_sync(self) -> SyncJob:
         """Return what is to be synced now."""
@@ -454,8 +526,11 @@ class Spool:
         """
         Take note of a job that was run.
 
+        If there was no room the records wait for it, or the policy drops them.
+
         Raises:
-            SpoolError: If it failed and the records cannot be written anew.
+            SpoolError: If it failed and the records cannot be written anew; or if somebody
+                has removed the files.
 
         """
         self._job = None
@@ -464,12 +539,30 @@ class Spool:
         if job.given_up:
             return
         if failure:
-            self._give_up_segment(failure)
-            self.retry()
+            no_room = has_no_room(failure)  # on some file systems only a sync finds that out
+            self._give_up_segment(failure, no_room=no_room)
+            if not no_room or self._make_room():
+                self.retry()
+            elif self._when_full is not WhenFull.BLOCK:
+                self.dropped += self.unsafe
+                self._held.clear()
             return
+        self._verify_place()
         self.unsynced_bytes -= job.unsynced_bytes
         self._note_synced(job.end)
         fault_point("synced")
+
+    @property
+    def next_labels(self) -> Labels | None:
+        """What the records of the next block have in common; None if no block may be sent."""
+        if self._cursor > self._synced:
+            return None
+        if self._cursor > self.recovered:
+            return self.labels
+        segment, _ = self._segment_of(self._cursor)
+        with telling(self._slot):
+            found = self._reader.labels(segment, self._cursor) if segment else None
+        return found or self.labels
 
     def take(self) -> Data | Skip | None:
         """Return the next block that may be sent, and pass over it."""
@@ -488,11 +581,10 @@ class Spool:
 
     def _read(self) -> Data | Skip:
         first = self._cursor
-        at = bisect.bisect_right(self._segments, first, key=lambda s: s.first)
-        follows = self._segments[at].first if at < len(self._segments) else self._next
+        segment, follows = self._segment_of(first)
         found: Data | int = follows
-        if at:
-            found = self._reader.read(self._segments[at - 1], first, follows)
+        if segment:
+            found = self._reader.read(segment, first, follows)
         if isinstance(found, Data) and found.first < first:
             found = _rest_of(found, first)
         if isinstance(found, Data):
@@ -509,6 +601,12 @@ class Spool:
         self._reporter.warn(f"{damaged} records are missing in the spool {self._slot}")
         return Skip(first, damaged, DAMAGED)
 
+    def _segment_of(self, number: int) -> tuple[Segment | None, int]:
+        """Return where a record must be, and the number that the next segment begins with."""
+        at = bisect.bisect_right(self._segments, number, key=lambda s: s.first)
+        follows = self._segments[at].first if at < len(self._segments) else self._next
+        return self._segments[at - 1] if at else None, follows
+
     def acknowledge(self, acked: int) -> None:
         """Forget every record up to sequence number ``acked``."""
         acked = min(acked, self._synced)  # no more can have been sent
@@ -523,6 +621,7 @@ class Spool:
         now = time.monotonic()
         if now - self._state_written >= _STATE_INTERVAL:
             self._write_state(now)
+            self._verify_place()
         self._remove_acknowledged()
 
     def _remove_acknowledged(self) -> None:
@@ -568,10 +667,14 @@ class Spool:
         """
         Sync, as the policy says, note the ack floor and close all files.
 
+        Slow if the disk is; while nobody else uses the spool, safe in another thread.
+
         Raises:
-            SpoolError: If that fails.
+            SpoolError: If that fails, or if somebody has removed files.
 
         """
+        if missing := self._count_missing():
+            self._fail_for(missing)
         if self._job:  # whoever ran it has gone
             self._finish(self._job)
         while self.unsynced_bytes:

@@ -11,16 +11,18 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from zmqpush.core.receiver import Floor, Key, Progress
+from zmqpush.core.receiver import FORMER, Floor, Key, Progress
+from zmqpush.disk import has_no_room, probe_room, why_not_ours
 from zmqpush.errors import StateBusyError, StateError, StateForeignError
 from zmqpush.faults import fault_point
 from zmqpush.sinks import Marks
 from zmqpush.telemetry import Reporter
 
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE streams (
     principal TEXT, stream TEXT, acked INTEGER, run TEXT, seen INTEGER,
@@ -34,17 +36,24 @@ _MIGRATIONS = {
 CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 INSERT INTO marks SELECT path, inode || ' ' || length FROM files;
 DROP TABLE files;
-"""
+""",
+    # Now a name is made of a secret, and only who knows that can greet under it.
+    3: f"UPDATE streams SET stream = '{FORMER}' || stream;",
 }
 # A stream that has not moved for so long is forgotten, in seconds.
 _EXPIRY = 30 * 86400.0
+_OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 # A full disk is tried again so often, in seconds.
 _FULL_INTERVAL = 1.0
+
+_T = TypeVar("_T")
 
 
 class State:
     """
     The database, locked; for one thread at a time.
+
+    Where there is no room for something it waits until there is, and so does its thread.
 
     Args:
         directory: Where it lies; made if there is none.
@@ -52,7 +61,7 @@ class State:
 
     Raises:
         StateBusyError: If another process uses it.
-        StateForeignError: If it is of a later version.
+        StateForeignError: If others could change it, or it is of a later version.
         StateError: If it cannot be read or written.
 
     """
@@ -60,52 +69,91 @@ class State:
     def __init__(self, directory: Path, reporter: Reporter) -> None:
         self._directory = directory
         self._reporter = reporter
-        with self._telling():
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
-                raise StateBusyError(f"another process uses the state {directory}") from exc
-            database = directory / "state.db"
-            os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            # A connection of one process: no shared memory, and no other writer.
-            self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+        self._lock = self._when_possible(self._take_lock)
+        self._db = self._when_possible(self._connect)
+
+    def _take_lock(self) -> int:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._refuse_foreign(Path(os.path.realpath(self._directory)))
+        lock = os.open(self._directory / "lock", _OPEN_FLAGS, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise StateBusyError(f"another process uses the state {self._directory}") from exc
+        return lock
+
+    def _connect(self) -> sqlite3.Connection:
+        for path in self._directory.iterdir():
+            if path.name != "lost+found":  # of a file system of its own
+                self._refuse_foreign(path)
+        path = self._directory / "state.db"
+        os.close(os.open(path, _OPEN_FLAGS, 0o600))
+        # A connection of one process: no shared memory, and no other writer.
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(db.close)
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
-                self._db.execute(f"PRAGMA {pragma}")
-            self._prepare()
+                db.execute(f"PRAGMA {pragma}")
+            self._prepare(db)
+            on_failure.pop_all()
+        return db
+
+    def _when_possible(self, work: Callable[[], _T]) -> _T:
+        """Do something again and again until there is room for it."""
+        told = False
+        while True:
+            try:
+                return work()
+            except (OSError, sqlite3.Error) as exc:
+                reason = self._want_of_room(exc)
+                if reason is None:
+                    raise self._error(exc) from exc
+                if not told:
+                    told = True
+                    self._reporter.warn(
+                        f"cannot write the state {self._directory}: {reason}: waiting"
+                    )
+            time.sleep(_FULL_INTERVAL)
+
+    def _want_of_room(self, exc: OSError | sqlite3.Error) -> str | None:
+        """Return what there is no room for, in words; None if something else is wrong."""
+        found: OSError | None = None
+        if isinstance(exc, OSError):
+            found = exc if has_no_room(exc) else None
+        elif (code := getattr(exc, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_FULL:
+            return str(exc)
+        elif code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+            found = probe_room(self._directory)
+        return found.strerror if found else None
+
+    def _error(self, exc: OSError | sqlite3.Error) -> StateError:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        return StateError(f"cannot use the state {self._directory}: {reason}")
+
+    def _refuse_foreign(self, path: Path) -> None:
+        """Believe nothing that others could have written: a mark says where a file is cut."""
+        if reason := why_not_ours(path):
+            raise StateForeignError(f"the state {self._directory} is not safe: {reason}")
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
         try:
             yield
         except (OSError, sqlite3.Error) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else exc
-            raise StateError(f"cannot use the state {self._directory}: {reason}") from exc
+            raise self._error(exc) from exc
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            if self._db.in_transaction:  # SQLite may have done so itself
-                self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    def _prepare(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
             raise StateForeignError(f"the state {self._directory} is of a later version")
         if not version:
-            self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT")
+            db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT")
             fault_point("state-made")
         elif version < _VERSION:
             steps = "".join(_MIGRATIONS[step] for step in range(version + 1, _VERSION + 1))
-            self._db.executescript(f"BEGIN;{steps}PRAGMA user_version={_VERSION};COMMIT")
-        with self._transaction():
-            self._db.execute("DELETE FROM streams WHERE seen < ?", (time.time() - _EXPIRY,))
+            db.executescript(f"BEGIN;{steps}PRAGMA user_version={_VERSION};COMMIT")
+        with _transaction(db):
+            db.execute("DELETE FROM streams WHERE seen < ?", (time.time() - _EXPIRY,))
 
     def floors(self) -> dict[Key, Floor]:
         """Return what is remembered of each stream."""
@@ -118,7 +166,8 @@ class State:
     def marks(self) -> Marks:
         """Return what sinks want to be remembered."""
         with self._telling():
-            return dict(self._db.execute("SELECT name, value FROM marks"))
+            rows = self._db.execute("SELECT name, value FROM marks")
+            return {_loaded(name): value for name, value in rows}
 
     def commit(
         self,
@@ -128,7 +177,7 @@ class State:
         forgotten: Iterable[Key] = (),
     ) -> None:
         """
-        Remember what has changed, all of it or nothing. A full disk is waited for.
+        Remember what has changed, all of it or nothing.
 
         Args:
             moved: How far streams have moved.
@@ -136,31 +185,22 @@ class State:
             forgotten: Streams that have ended; one that has moved since has begun anew.
 
         Raises:
-            StateError: If it cannot be written for another reason.
+            StateError: If it cannot be written.
 
         """
         now = int(time.time())
         streams = [(*progress.key, *progress.floor, now) for progress in moved]
-        gone = [(name,) for name, value in marks.items() if value is None]
-        kept = [(name, value) for name, value in marks.items() if value is not None]
-        told = False
-        while True:
-            try:
-                with self._transaction():
-                    self._db.executemany("DELETE FROM marks WHERE name = ?", gone)
-                    self._db.executemany("REPLACE INTO marks VALUES (?, ?)", kept)
-                    self._db.executemany(
-                        "DELETE FROM streams WHERE principal = ? AND stream = ?", forgotten
-                    )
-                    self._db.executemany("REPLACE INTO streams VALUES (?, ?, ?, ?, ?)", streams)
-                break
-            except sqlite3.Error as exc:
-                if getattr(exc, "sqlite_errorcode", 0) != sqlite3.SQLITE_FULL:
-                    raise StateError(f"cannot use the state {self._directory}: {exc}") from exc
-                if not told:
-                    told = True
-                    self._reporter.warn(f"cannot write the state {self._directory}: {exc}: waiting")
-                time.sleep(_FULL_INTERVAL)
+        gone = [(_stored(name),) for name, value in marks.items() if value is None]
+        kept = [(_stored(name), value) for name, value in marks.items() if value is not None]
+
+        def change() -> None:
+            with _transaction(self._db) as db:
+                db.executemany("DELETE FROM marks WHERE name = ?", gone)
+                db.executemany("REPLACE INTO marks VALUES (?, ?)", kept)
+                db.executemany("DELETE FROM streams WHERE principal = ? AND stream = ?", forgotten)
+                db.executemany("REPLACE INTO streams VALUES (?, ?, ?, ?, ?)", streams)
+
+        self._when_possible(change)
         fault_point("state-committed")
 
     def close(self) -> None:
@@ -173,3 +213,28 @@ class State:
         """
         with self._telling():
             self._db.close()
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield db
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # SQLite may have ended it itself
+            db.execute("ROLLBACK")
+        raise
+
+
+def _stored(name: str) -> str | bytes:
+    """Return a name as SQLite takes it: one with a path in it may not be text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name)
+    return name
+
+
+def _loaded(name: str | bytes) -> str:
+    return os.fsdecode(name) if isinstance(name, bytes) else name

@@ -7,12 +7,16 @@ import select
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\udc80-\udcff]")  # and bytes that are no text
 # An outage is told of when it has lasted so long, in seconds, and not sooner than so
 # long after the last line about one.
 _OUTAGE_DELAY = 1.0
 _OUTAGE_INTERVAL = 10.0
+# Losses are reported at once, then at intervals that double from the one to the other, in
+# seconds, for as long as there are more.
+_MIN_TALLY_INTERVAL, _MAX_TALLY_INTERVAL = 10.0, 600.0
 # About the same thing one line is printed in so long, in seconds.
 _QUIET = 60.0
 # Of so many things at once; of more there is one line that counts.
@@ -29,7 +33,7 @@ def write_line(fd: int, text: str, timeout: float = 0.0) -> bool:
     line of up to ``PIPE_BUF`` bytes at once, and one that is full must not stop us.
     What a peer or a file name brings along cannot end the line or steer a terminal.
     """
-    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", text)
     line = text.encode("utf-8", "backslashreplace")[: select.PIPE_BUF - 1] + b"\n"
     try:
         room = select.poll()
@@ -45,7 +49,7 @@ class Reporter:
 
     Args:
         program: That name.
-        quiet: Print warnings only.
+        quiet: Print warnings only: what is wrong, not what is well again.
 
     """
 
@@ -111,11 +115,13 @@ class Outage:
 
     Args:
         reporter: Who says it.
+        why: Tells the reason that ends the line about the beginning, if there is one.
 
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, why: Callable[[], str] = str) -> None:
         self._reporter = reporter
+        self._why = why
         self._since: float | None = None
         self._announced = False
         self._last_line = -_OUTAGE_INTERVAL
@@ -145,6 +151,43 @@ class Outage:
         delay = due - time.monotonic()
         if delay <= 0:
             self._announced = True
-            self._reporter.notice(self._what)
+            self._reporter.warn(self._what + self._why())
         else:
             self._timer = asyncio.get_running_loop().call_later(delay, self._check)
+
+
+class Tally:
+    """
+    Reports a number of losses while it grows: at once, then every so often.
+
+    No timer runs while it does not.
+
+    Args:
+        reporter: Who says it.
+        text: What to say; ``{}`` stands for the number since the last line.
+
+    """
+
+    def __init__(self, reporter: Reporter, text: str) -> None:
+        self._reporter = reporter
+        self._text = text
+        self._number = self._reported = 0
+        self._interval = _MIN_TALLY_INTERVAL
+        self._timer: asyncio.TimerHandle | None = None
+
+    def note(self, number: int) -> None:
+        """Note how many there are, so far."""
+        self._number = number
+        if self._timer is None and number != self._reported:
+            self._interval = _MIN_TALLY_INTERVAL
+            self._report()
+
+    def _report(self) -> None:
+        self._timer = None
+        if self._number == self._reported:
+            return
+        total = f", {self._number} so far" if self._reported else ""
+        self._reporter.warn(self._text.format(self._number - self._reported) + total)
+        self._reported = self._number
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._report)
+        self._interval = min(2 * self._interval, _MAX_TALLY_INTERVAL)

@@ -4,7 +4,7 @@ import os
 from collections import deque
 
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import DROPPED, MAX_CREDIT_BYTES, Data, Skip
+from zmqpush.core.frames import DROPPED, MAX_CREDIT_BYTES, Data, Labels, Skip
 from zmqpush.queue import PAYLOAD_BYTES, WhenFull
 
 
@@ -15,9 +15,12 @@ class UnackedQueue:
     Args:
         max_bytes: As of :class:`zmqpush.queue.Queue`.
         when_full: As of :class:`zmqpush.queue.Queue`; ``drop-oldest`` spares what is in flight.
+        labels: Of all records.
 
     Attributes:
-        stream: The name of the stream, random.
+        secret: What the name of the stream is made of, random.
+        was: Empty: there was no version 1 of the stream.
+        labels: Those of all records.
         recovered: 0, since there are no earlier runs.
         spooled: False: the stream ends with the process.
         acked: How many records were acknowledged, so far.
@@ -26,7 +29,7 @@ class UnackedQueue:
 
     """
 
-    def __init__(self, max_bytes: int, when_full: WhenFull) -> None:
+    def __init__(self, max_bytes: int, when_full: WhenFull, labels: Labels) -> None:
         self._max_bytes = max_bytes
         self._when_full = when_full
         self._blocks: deque[Data | Skip] = deque()
@@ -34,7 +37,9 @@ class UnackedQueue:
         self._next = 1
         self._bytes = 0
         self.spooled = False
-        self.stream = os.urandom(16).hex()
+        self.was = ""
+        self.labels = labels
+        self.rename_stream()
         self.recovered = self.acked = self.records = self.dropped = 0
 
     @property
@@ -93,6 +98,11 @@ class UnackedQueue:
         self._bytes -= len(block.payload) + PAYLOAD_BYTES
         self.records -= block.records
 
+    @property
+    def next_labels(self) -> Labels | None:
+        """What the records of the next block have in common; None if there is none."""
+        return self.labels if self._taken < len(self._blocks) else None
+
     def take(self) -> Data | Skip | None:
         """Return the next block that is to be sent, and pass over it."""
         if self._taken == len(self._blocks):
@@ -114,5 +124,5 @@ class UnackedQueue:
                 self.acked += block.records
 
     def rename_stream(self) -> None:
-        """Give the stream a new name."""
-        self.stream = os.urandom(16).hex()
+        """Give the stream a new secret, and so a new name."""
+        self.secret = os.urandom(16).hex()

@@ -21,7 +21,7 @@ from zmqpush.errors import SinkError, SinkStalledError
 from zmqpush.faults import fault_point
 from zmqpush.settings import PullSettings
 from zmqpush.sinks import Batch, Context, Deferral, Marks, Rejection, Synced, make_sink
-from zmqpush.sinks.output import Output
+from zmqpush.sinks.output import open_shared
 from zmqpush.state import State
 from zmqpush.telemetry import Reporter
 
@@ -52,8 +52,7 @@ class Writer:
         rejected: How many of them it refused for good.
 
     Raises:
-        ValueError: If there is no such sink.
-        StateError: If the state cannot be used.
+        SettingsError: If there is no such sink.
 
     """
 
@@ -71,12 +70,14 @@ class Writer:
             remember=lambda marks: self._remember(marks=marks),
             safe=bool(settings.state or settings.ack_endpoints),
             remembers=settings.state is not None,
+            directory=settings.state,
             buries=self._buries,
             own=own,
             options=settings.options,
         )
         self.sink = make_sink(settings.to, context)
-        self._state = State(settings.state, reporter) if settings.state else None
+        self._state_directory = settings.state
+        self._state: State | None = None
         self._background = ThreadPoolExecutor(1)  # changes the state, in order
         self._writing = asyncio.Lock()
         self._held = HeldRecords()
@@ -113,12 +114,16 @@ class Writer:
 
     async def open(self) -> None:
         """
-        Open the sink.
+        Open the state and the sink.
 
         Raises:
-            SinkError: If that is impossible.
+            StateError: If the state cannot be used.
+            SinkError: If the sink cannot be opened.
 
         """
+        if self._state_directory:
+            opening = partial(State, self._state_directory, self._reporter)
+            self._state = await self._in_background(opening)
         marks = self._state.marks() if self._state else {}
         found = await self._when_possible(partial(self.sink.open, marks))
         if self._dead_letters and (self.sink.durability == "engine" or self._buries):
@@ -282,7 +287,7 @@ class Writer:
     async def _write_dead_letters(self, lines: bytes) -> None:
         path = str(self._dead_letters)
         try:
-            output = Output(path)
+            output = await open_shared(path, self._reporter)
         except SinkError as exc:
             if not lines or isinstance(exc, SinkStalledError):
                 raise
@@ -329,8 +334,8 @@ class Writer:
             )
             await self._in_background(commit)
 
-    async def _in_background(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._background, work)
+    async def _in_background(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._background, work)
 
     async def _when_possible(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Do something again and again until the sink does not stall."""

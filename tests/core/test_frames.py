@@ -96,7 +96,7 @@ def test_a_block_is_these_bytes():
     frame = encode(Data.of(1, 2, b"a\nb\n"), 0x0102030405060708)
 
     assert frame.hex(" ") == (
-        "5a 50 01 03 00 00 00 10 01 02 03 04 05 06 07 08 "  # header
+        "5a 50 02 03 00 00 00 10 01 02 03 04 05 06 07 08 "  # header
         "00 00 00 00 00 00 00 01 00 00 00 00 00 00 00 02 "  # first, count
         "91 90 e4 e3 "  # CRC
         "61 0a 62 0a"
@@ -107,13 +107,13 @@ def test_an_ack_is_these_bytes():
     frame = encode(Ack(1, 2, 3), 0x0102030405060708)
 
     assert frame.hex(" ") == (
-        "5a 50 01 04 00 00 00 10 01 02 03 04 05 06 07 08 "  # header
+        "5a 50 02 04 00 00 00 10 01 02 03 04 05 06 07 08 "  # header
         "00 00 00 00 00 00 00 01 00 00 00 02 00 00 00 00 00 00 00 03 "
-        "11 2e f5 f6"  # CRC
+        "7c a8 06 ac"  # CRC
     )
 
 
-def header(version=1, number=9, flags=0, length=16, more=b""):
+def header(version=2, number=9, flags=0, length=16, more=b""):
     frame = struct.pack(">HBBHHQ", 0x5A50, version, number, flags, length, 9) + more
     return frame + struct.pack(">I", zlib.crc32(frame))
 
@@ -126,11 +126,23 @@ def test_an_unknown_type_is_ignored_unless_it_must_be_understood():
     assert caught.value.code == 505
 
 
-def test_another_version_is_refused():
+@pytest.mark.parametrize("version", [0, 1, 3, 255])
+def test_another_version_is_refused(version):
     with pytest.raises(RemoteProtocolError) as caught:
-        decode(header(version=2))
+        decode(header(version))
 
     assert caught.value.code == 505
+
+
+@pytest.mark.parametrize("message", [Hello({"versions": [2, 2]}), Error(505, "no")])
+def test_a_greeting_and_a_refusal_are_understood_by_every_version(message):
+    frame = encode(message, 0)
+    assert frame[2] == 1
+    damaged = frame[:2] + b"\2" + frame[3:]
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(damaged)
+
+    assert caught.value.code == 400
 
 
 def test_what_a_later_version_adds_to_the_header_is_skipped():

@@ -50,3 +50,16 @@ def test_the_pieces_of_a_long_line_make_the_line_and_are_short(data, max_line):
 
     assert held == b""
     assert lines == [line for line, _ in split([data], b"\n", 1 << 20)]
+
+
+@given(MESSY, DELIMITERS, st.integers(4, 70))
+def test_a_line_that_is_cut_off_is_partial_and_nothing_else_changes(data, delimiter, max_line):
+    splitter = LineSplitter(delimiter, max_line)
+    lines = lines_of(splitter.feed(data) + splitter.finish(cut=True), delimiter)
+    whole = split([data], delimiter, max_line)
+    unfinished = bool(data) and data.split(delimiter)[-1] != b""
+
+    assert [line for line, _ in lines] == [line for line, _ in whole]
+    assert [partial for _, partial in lines[:-1]] == [partial for _, partial in whole[:-1]]
+    assert not lines or lines[-1][1] == unfinished
+    assert splitter.finish(cut=True) == []

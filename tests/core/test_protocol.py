@@ -1,6 +1,9 @@
 """Both state machines of acknowledged delivery, row by row of ``docs/protocol.md``."""
 
 import itertools
+import json
+import struct
+import zlib
 
 import pytest
 from hypothesis import given
@@ -17,20 +20,24 @@ from zmqpush.core.frames import (
     Error,
     Goodbye,
     Hello,
+    Labels,
     Ping,
     Reset,
     Skip,
     Welcome,
     decode,
     encode,
+    public_name,
 )
-from zmqpush.core.receiver import Floor, Progress, Receiver
+from zmqpush.core.receiver import FORMER, Floor, Progress, Receiver
 from zmqpush.core.sender import Redial, Sender
 from zmqpush.queue import WhenFull
 from zmqpush.unacked_queue import UnackedQueue
 
 RUN, OTHER_RUN = "aa" * 16, "bb" * 16
-STREAM, OTHER_STREAM = "cd" * 16, "ef" * 16
+SECRET, OTHER_SECRET = "cd" * 16, "ef" * 16
+STREAM, OTHER_STREAM = public_name(SECRET), public_name(OTHER_SECRET)
+LABELS = Labels("t", "h")
 SESSION = 7
 KEY = ("anonymous", STREAM)
 
@@ -46,9 +53,9 @@ class Sending:
     """A sender with its queue, greeted if ``session`` is given; what it sends is decoded."""
 
     def __init__(self, blocks=0, session=SESSION, random=0.0, recovered=0, store=None):
-        self.store = store or UnackedQueue(1 << 30, WhenFull.BLOCK)
+        self.store = store or UnackedQueue(1 << 30, WhenFull.BLOCK, LABELS)
         self.store.recovered = recovered
-        self.sender = Sender(self.store, RUN, {"type": "t", "host": "h"}, 2, lambda: random)
+        self.sender = Sender(self.store, RUN, 2, lambda: random)
         self.put(blocks)
         self.sender.connect(0)
         if session:
@@ -59,10 +66,15 @@ class Sending:
         for _ in range(blocks):
             self.store.put(Payload(payload, payload.count(b"\n")))
 
-    def welcome(self, now, number=SESSION, **values):
+    def welcome(self, now, number=SESSION, asked=True, **values):
+        """Answer a HELLO; if there was but one, it was answered before the next was sent."""
+        self.sender._unanswered = max(self.sender._unanswered, int(asked))
         defaults = {
-            "version": 1,
-            "stream": self.store.stream,
+            "version": 2,
+            "stream": public_name(self.store.secret),
+            "type": "t",
+            "host": "h",
+            "raw": False,
             "session": f"{number:016x}",
             "acked": 0,
             "run": RUN,
@@ -100,21 +112,23 @@ def test_a_new_socket_begins_with_a_hello():
 
     assert session == 0
     assert hello.values == {
-        "versions": [1, 1],
-        "stream": it.store.stream,
+        "versions": [2, 2],
+        "secret": it.store.secret,
         "run": RUN,
         "first": 1,
         "spooled": False,
         "type": "t",
         "host": "h",
+        "raw": False,
     }
     assert not it.sender.streaming
 
 
 def test_the_hello_of_the_longest_labels_is_understood():
-    labels = {"type": "\x01" * 256, "host": "\U0001f600" * 256}
-    store = UnackedQueue(1, WhenFull.BLOCK)
-    sender = Sender(store, RUN, labels)
+    labels = Labels("\x01" * 256, "\U0001f600" * 256, raw=True)
+    store = UnackedQueue(1, WhenFull.BLOCK, labels)
+    store.was = "ab" * 16
+    sender = Sender(store, RUN)
     sender.connect(0)
     receiver = Receiving()
     receiver.receiver.receive(b"peer", sender.next_frame(0), 0)
@@ -197,42 +211,31 @@ def test_a_stream_gets_a_new_name_if_somebody_else_used_its_numbers(
     it = Sending(blocks=3, recovered=recovered)
     it.send(0)
     it.put(5)
-    stream = it.store.stream
+    secret = it.store.secret
     if not streaming:
         it.sender.disconnected(0)
         it.send(0)
     it.welcome(0, 9, run=run, acked=acked)
 
-    assert (it.store.stream != stream) == renamed
+    assert (it.store.secret != secret) == renamed
     assert it.sender.streaming != renamed
     if renamed:
         assert it.waiting == list(range(1, 9))  # nothing counts as delivered
-        (hello,) = it.send(0)
-        assert (hello.values["stream"], hello.values["first"]) == (it.store.stream, 1)
-        assert it.sender.tick(0.9) is None
+        (hello,) = it.send(now := it.sender.deadline(0))
+        assert (hello.values["secret"], hello.values["first"]) == (it.store.secret, 1)
+        assert it.sender.tick(now + 0.9) is None
 
 
 def test_a_welcome_for_the_name_that_a_stream_had_before_is_ignored():
     it = Sending(blocks=1, session=None)
     it.send(0)
-    former = it.store.stream
+    former = it.store.secret
     it.welcome(0, acked=9, run=OTHER_RUN)
-    name = it.store.stream
-    it.welcome(0, 8, acked=9, run=OTHER_RUN, stream=former)
+    secret = it.store.secret
+    it.welcome(0, 8, acked=9, run=OTHER_RUN, stream=public_name(former))
 
-    assert it.store.stream == name != former
+    assert it.store.secret == secret != former
     assert not it.sender.streaming
-
-
-def test_new_names_come_no_faster_than_one_a_second():
-    it = Sending(session=None)
-    it.send(0)
-    it.welcome(0, acked=9, run=OTHER_RUN)
-    assert is_hello(it.send(0))
-    it.welcome(0.1, acked=9, run=OTHER_RUN)
-
-    assert it.send(1) == []
-    assert is_hello(it.send(1.1))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,10 @@ def test_new_names_come_no_faster_than_one_a_second():
     [
         *({key: None} for key in ("version", "stream", "session", "acked", "run")),
         *({key: None} for key in ("blocks", "bytes", "ping")),
-        {"version": 2},
+        {"version": 1},
+        {"type": "other"},
+        {"host": ""},
+        {"raw": True},
         {"stream": OTHER_STREAM},
         {"stream": 1},
         {"session": "0" * 16},
@@ -274,11 +280,18 @@ def test_a_welcome_that_is_out_of_bounds_is_ignored(wrong):
     assert it.waiting == [1]
 
 
-@pytest.mark.parametrize("missing", ["version", "stream", "session", "acked", "run", "ping"])
+@pytest.mark.parametrize("missing", ["version", "stream", "session", "acked", "run", "ping", "raw"])
 def test_a_welcome_that_lacks_something_is_ignored(missing):
     it = Sending(session=None)
-    values = {"version": 1, "stream": it.store.stream, "session": "7" * 16, "run": "", "acked": 0}
-    values |= {"blocks": 1, "bytes": 1, "ping": 1}
+    values = {
+        "version": 2,
+        "stream": public_name(it.store.secret),
+        "session": "7" * 16,
+        "run": "",
+        "acked": 0,
+    }
+    values |= {"blocks": 1, "bytes": 1, "ping": 1, **LABELS._asdict()}
+    it.send(0)
     it.receive(Welcome({k: v for k, v in values.items() if k != missing}), 0)
     assert not it.sender.streaming
 
@@ -330,7 +343,7 @@ def test_no_receiver_can_grant_more_than_the_link_has_room_for():
 
 
 def test_a_skip_counts_as_a_block_of_no_bytes():
-    it = Sending(store=UnackedQueue(600, WhenFull.DROP_OLDEST))
+    it = Sending(store=UnackedQueue(600, WhenFull.DROP_OLDEST, LABELS))
     it.put(3)  # there is room for two
     it.welcome(0, blocks=2, bytes=1)
 
@@ -434,19 +447,82 @@ def test_a_new_connection_is_greeted_at_once():
     assert is_hello(it.send(1))
 
 
-def test_after_a_second_reset_within_a_second_the_hello_waits_for_a_second():
-    it = Sending()
-    it.receive(Reset(404, ""), 10)
-    assert is_hello(it.send(10))
-    it.welcome(10, 8)
-    it.receive(Reset(404, ""), 10.9, 8)
-    assert it.send(11.8) == []
-    assert it.sender.deadline(11.8) == 11.9
-    assert is_hello(it.send(11.9))
-    it.welcome(11.9, 9)
-    it.receive(Reset(404, ""), 11.9, 9)
+# What a receiver may answer to a HELLO again and again, without ever taking anything.
+IN_VAIN = {
+    "begun and ended": (Goodbye(), {}),
+    "begun and reset": (Reset(404, "who?"), {}),
+    "begun and cut": (None, {}),
+    "reset": (Reset(404, "who?"), None),
+    "a stream of somebody else": (None, {"acked": MAX_SEQ, "run": OTHER_RUN}),
+}
 
-    assert is_hello(it.send(11.9))  # a second after the last one
+
+def try_in_vain(it, now, answer, values):
+    """Answer a HELLO; return when the sender may say the next one."""
+    assert is_hello(it.send(now)[:1])
+    session = 0
+    if values is not None:
+        it.welcome(now, session := 9, **values)
+        it.send(now)
+    redial = it.receive(answer, now, session if it.sender.streaming else 0) if answer else None
+    it.sender.disconnected(now)
+    if redial:
+        it.sender.connect(now + redial.delay)
+    it.sender._give_up_at = 1e9  # this is about answers
+    return it.sender._hello_at
+
+
+@pytest.mark.parametrize("how", IN_VAIN)
+@pytest.mark.parametrize("random", [0.0, 1.0])
+def test_who_answers_in_vain_is_asked_ever_more_rarely(how, random):
+    it = Sending(blocks=3, session=None, random=random)
+    times = [0.0]
+    for _ in range(9):
+        times.append(try_in_vain(it, times[-1], *IN_VAIN[how]))
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+
+    assert pauses == [p * (1 + random / 2) for p in (0, 1, 2, 4, 8, 10, 10, 10, 10)]
+    assert it.store.first == 1
+
+
+@pytest.mark.parametrize("acked", ["in a session", "by its WELCOME"])
+def test_what_is_acknowledged_makes_it_ask_at_once_again(acked):
+    it = Sending(blocks=3, session=None)
+    now = 0.0
+    for _ in range(4):
+        now = try_in_vain(it, now, Reset(404, ""), {})
+    it.send(now)
+    it.welcome(now, 9, acked=1 if acked == "by its WELCOME" else 0)
+    it.send(now)
+    if acked == "in a session":
+        it.receive(Ack(1, 9, 9), now, 9)
+    it.receive(Reset(404, ""), now, 9)
+
+    assert is_hello(it.send(now))
+    assert it.waiting == [2, 3]
+
+
+def test_a_session_that_lasted_is_followed_by_the_next_at_once():
+    """An idle stream has nothing acknowledged, and is not in vain for that."""
+    it = Sending(session=None)
+    now = 0.0
+    for number in range(9):
+        assert is_hello(it.send(now))
+        it.welcome(now, number + 1)
+        now += 15
+        redial = it.receive(Goodbye(), now, number + 1)
+        assert redial == Redial(0, "it ends")
+        it.sender.connect(now)
+
+
+def test_a_welcome_that_answers_no_hello_is_ignored():
+    it = Sending(blocks=3)
+    assert it.send(0) == [block(1), block(2), block(3)]
+    it.welcome(0, 8, asked=False)
+
+    assert it.send(0) == []  # nothing is sent again
+    it.receive(Ack(3, 9, 9), 0)
+    assert it.waiting == []
 
 
 def test_resets_that_answer_the_greeting_do_not_prolong_it():
@@ -471,7 +547,8 @@ def test_an_error_closes_the_socket_for_half_a_minute(session):
     it = Sending(session=session)
 
     redial = it.receive(Error(505, "no"), 0, session or 0)
-    assert redial == Redial(30, "it refuses: no (505)")
+    advice = "this sender speaks version 2: upgrade the older one"
+    assert redial == Redial(30, f"it refuses: no (505); {advice}", refused=True)
 
 
 @pytest.mark.parametrize("message", [Reset(404, ""), Error(505, ""), Goodbye(), Ack(1, 0, 0)])
@@ -497,6 +574,102 @@ def test_a_greeting_is_answered_by_nothing_else(message):
 def test_the_last_frame_is_a_goodbye_if_there_is_a_session():
     assert Sending(session=None).sender.goodbye() is None
     assert decode(Sending().sender.goodbye()) == (Goodbye(), SESSION)
+
+
+# Labels.
+
+
+class Runs(UnackedQueue):
+    """A queue whose first block is number 1, and whose blocks have the labels of their runs."""
+
+    def __init__(self, *labels):
+        super().__init__(1 << 30, WhenFull.BLOCK, LABELS)
+        self.of_blocks = labels
+
+    @property
+    def next_labels(self):
+        if self._taken == len(self._blocks):
+            return None
+        return self.of_blocks[self._blocks[self._taken].first - 1]
+
+
+OTHER_LABELS = Labels("t", "h", raw=True)
+
+
+def labels_of(message):
+    return Labels(*(message.values[key] for key in Labels._fields))
+
+
+def test_other_labels_are_announced_when_nothing_is_in_flight():
+    it = Sending(blocks=4, session=None, store=Runs(LABELS, LABELS, OTHER_LABELS, LABELS))
+    (hello,) = it.send(0)
+    assert labels_of(hello) == LABELS
+    it.welcome(0)
+    assert it.send(0) == [block(1), block(2)]
+    it.receive(Ack(1, 256, 1000), 0)
+    assert it.send(0) == []
+    it.receive(Ack(2, 256, 1000), 0)
+    (hello,) = it.send(0)
+    assert (labels_of(hello), hello.values["first"]) == (OTHER_LABELS, 3)
+    assert not it.sender.streaming
+    it.welcome(0, 8, acked=2, raw=True)
+    assert it.send(0) == [block(3)]
+    it.receive(Ack(3, 256, 1000), 0, 8)
+    assert labels_of(*it.send(0)) == LABELS
+
+
+def test_a_sender_with_nothing_to_send_has_no_labels_to_announce():
+    it = Sending(blocks=1, session=None, store=Runs(OTHER_LABELS))
+    it.send(0)
+    it.welcome(0, raw=True)
+    assert it.send(0) == [block(1)]
+    it.receive(Ack(1, 256, 1000), 0)
+
+    assert it.send(0) == []
+    assert it.sender.streaming
+
+
+def test_a_hello_without_a_block_has_the_labels_of_the_run():
+    assert labels_of(*Sending(session=None, store=Runs()).send(0)) == LABELS
+
+
+def test_labels_that_a_welcome_makes_the_next_ones_are_announced_before_anything_is_sent():
+    it = Sending(blocks=2, session=None, recovered=2, store=Runs(OTHER_LABELS, LABELS))
+    assert labels_of(*it.send(0)) == OTHER_LABELS
+    it.welcome(0, acked=1, raw=True)
+
+    assert labels_of(*it.send(0)) == LABELS
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_late_welcome_for_other_labels_misfiles_nothing(lost):
+    """A HELLO that was answered twice, and the one after it is lost or on its way."""
+    it = Sending(blocks=2, session=None, store=Runs(LABELS, OTHER_LABELS))
+    it.send(0)
+    it.welcome(0)
+    assert it.send(0) == [block(1)]
+    it.receive(Ack(1, 256, 1000), 0)
+    assert labels_of(*it.send(0)) == OTHER_LABELS
+    it.welcome(0, 8, acked=1)
+    assert it.send(0) == []
+    if not lost:
+        it.welcome(0, 9, acked=1, raw=True)
+        assert it.send(0) == [block(2)]
+    else:
+        assert labels_of(*it.send(2)) == OTHER_LABELS
+
+
+def test_equal_labels_of_several_runs_cost_no_greeting():
+    it = Sending(blocks=2, store=Runs(LABELS, Labels(*LABELS)))
+
+    assert it.send(0) == [block(1), block(2)]
+
+
+def test_the_name_under_version_1_is_said_until_the_stream_gets_a_new_secret():
+    store = UnackedQueue(1, WhenFull.BLOCK, LABELS)
+    store.was = OTHER_SECRET
+    (hello,) = Sending(session=None, store=store).send(0)
+    assert hello.values["was"] == OTHER_SECRET
 
 
 # The receiver.
@@ -544,14 +717,14 @@ class Receiving:
 
 
 def hello(**values):
-    return Hello({"versions": [1, 1], "stream": STREAM, "run": RUN, "first": 1} | values)
+    return Hello({"versions": [2, 2], "secret": SECRET, "run": RUN, "first": 1} | values)
 
 
 def test_a_hello_is_welcomed():
     values, _ = Receiving({KEY: Floor(4, OTHER_RUN)}).greet()
 
     assert values == {
-        "version": 1,
+        "version": 2,
         "stream": STREAM,
         "session": "0000000000000001",
         "acked": 4,
@@ -560,6 +733,9 @@ def test_a_hello_is_welcomed():
         "bytes": 256 << 10,
         "ping": 5.0,
         "durability": "disk",
+        "type": "",
+        "host": "",
+        "raw": False,
     }
 
 
@@ -579,7 +755,7 @@ def test_streams_of_the_same_name_belong_to_their_principals():
 def test_a_hello_without_a_common_version_is_an_error():
     it = Receiving()
 
-    for versions in ([2, 3], [0, 0], [2, 1]):
+    for versions in ([3, 4], [1, 1], [3, 2]):
         (error,) = it.ask(Hello({"versions": versions, "stream": "of another kind"}))
         assert (type(error), error.code) == (Error, 505)
     assert it.greet(versions=[0, 9])
@@ -589,12 +765,16 @@ def test_a_hello_without_a_common_version_is_an_error():
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({key: None} for key in ("versions", "stream", "run", "first", "type", "host", "spooled")),
+        *({key: None} for key in ("versions", "secret", "run", "first", "spooled")),
+        *({key: None} for key in ("type", "host", "raw", "was")),
         {"versions": [1]},
         {"versions": [1.0, 1]},
         {"versions": [True, 1]},
-        {"stream": STREAM.upper()},
-        {"stream": STREAM + "0"},
+        {"secret": SECRET.upper()},
+        {"secret": SECRET + "0"},
+        {"was": 0},
+        {"was": "ab"},
+        {"raw": 1},
         {"run": "g" * 32},
         {"first": 0},
         {"first": MAX_SEQ + 1},
@@ -603,7 +783,6 @@ def test_a_hello_without_a_common_version_is_an_error():
         {"type": "x" * 257},
         {"host": 1},
         {"spooled": 1},
-        {"raw": 1},
     ],
 )
 def test_a_malformed_hello_is_counted_and_leaves_nothing_behind(wrong):
@@ -616,18 +795,11 @@ def test_a_malformed_hello_is_counted_and_leaves_nothing_behind(wrong):
 
 def test_the_labels_of_a_sender_come_with_its_blocks():
     it = Receiving()
-    _, session = it.greet(type="t" * 256, host="h")
+    _, session = it.greet(type="t" * 256, host="h", raw=True)
 
     arrival = it.say(block(1), session)
-    assert arrival[1:] == ({"type": "t" * 256, "host": "h"}, block(1), False)
-
-
-@pytest.mark.parametrize("raw", [False, True])
-def test_a_sender_says_whether_its_lines_are_raw(raw):
-    it = Receiving()
-    _, session = it.greet(raw=raw)
-
-    assert it.say(block(1), session).raw == raw
+    assert arrival[1:] == ({"type": "t" * 256, "host": "h"}, block(1), True)
+    assert arrival.raw is True
 
 
 def test_blocks_are_accepted_in_order_and_acknowledged_when_the_sink_holds_them():
@@ -763,7 +935,7 @@ def test_a_malformed_frame_resets_the_session_that_it_belongs_to():
 def test_what_must_be_understood_and_is_not_is_an_error():
     it = Receiving()
     _, session = it.greet()
-    for at, value in ((2, 2), (4, 0x80), (3, 99)):
+    for at, value in ((2, 1), (4, 0x80), (3, 99)):
         frame = bytearray(encode(Ping(), session))
         frame[at] = value
         if at == 3:
@@ -789,7 +961,7 @@ def test_a_newer_session_of_the_stream_ends_the_older_one():
 def test_a_newer_session_of_the_peer_ends_the_older_one():
     it = Receiving()
     _, older = it.greet()
-    _, newer = it.greet(stream=OTHER_STREAM)
+    _, newer = it.greet(secret=OTHER_SECRET)
 
     assert it.ends(older)
     assert not it.ends(newer)
@@ -834,7 +1006,7 @@ def test_what_was_acknowledged_elsewhere_is_passed_over_and_counted_if_the_strea
     assert it.receiver.counters.missing == 5
     assert it.say(block(10), session)
     assert it.commit() == [Progress(KEY, Floor(10, RUN))]
-    values, _ = it.greet(stream=OTHER_STREAM, first=MAX_SEQ)
+    values, _ = it.greet(secret=OTHER_SECRET, first=MAX_SEQ)
     assert values["acked"] == MAX_SEQ - 1
     assert it.receiver.counters.missing == 5
 
@@ -872,7 +1044,7 @@ def test_the_credit_of_bytes_is_a_bound_that_the_last_block_may_go_over():
 def test_credit_that_was_granted_may_be_used_after_it_shrank():
     it = Receiving(memory=6)
     _, first = it.greet(peer=b"first")
-    it.greet(peer=b"second", stream=OTHER_STREAM)
+    it.greet(peer=b"second", secret=OTHER_SECRET)
     assert it.ask(Ping(), first, peer=b"first") == [Ack(0, 256, 3)]
 
     for number in (1, 2, 3):
@@ -885,7 +1057,7 @@ def test_sessions_share_the_memory_and_each_gets_at_least_one_block(memory):
     sessions = []
     for number in range(10):
         peer = b"%d" % number
-        values, session = it.greet(peer=peer, stream=f"{number:032x}")
+        values, session = it.greet(peer=peer, secret=f"{number:032x}")
         assert values["bytes"] >= 1
         sessions.append((peer, session))
     credit = {}
@@ -915,7 +1087,7 @@ def test_a_session_ends_after_six_ping_intervals_of_silence():
 
 def test_a_peer_that_has_gone_is_forgotten():
     it = Receiving()
-    it.greet(peer=b"other", stream=OTHER_STREAM)
+    it.greet(peer=b"other", secret=OTHER_SECRET)
     _, session = it.greet()
     it.receiver.forget(b"peer")
     it.receiver.forget(b"nobody")
@@ -959,7 +1131,7 @@ def test_a_stream_of_which_nothing_was_accepted_is_forgotten_with_its_session(en
         _, newer = it.greet(peer=b"newer")
         it.say(Goodbye(), newer, peer=b"newer")
     else:
-        _, newer = it.greet(stream=OTHER_STREAM)
+        _, newer = it.greet(secret=OTHER_SECRET)
         it.say(Goodbye(), newer)
 
     assert it.receiver._streams == {}
@@ -1043,7 +1215,7 @@ MONTH = 30 * 86400
 
 def test_a_stream_that_was_quiet_for_thirty_days_is_forgotten():
     it = Receiving({KEY: Floor(4, RUN)})
-    _, session = it.greet(now=9.0, stream=OTHER_STREAM)
+    _, session = it.greet(now=9.0, secret=OTHER_SECRET)
     it.say(block(1), session, now=10.0)
     it.commit()
     it.say(Goodbye(), session, now=20.0)
@@ -1104,7 +1276,9 @@ FRAMES = st.one_of(
     st.builds(hello),
     st.builds(
         lambda key, value: hello(**{key: value}),
-        st.sampled_from(["versions", "stream", "run", "first", "type", "host", "spooled"]),
+        st.sampled_from(
+            ["versions", "secret", "run", "first", "type", "host", "spooled", "raw", "was"]
+        ),
         st.recursive(
             st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=40),
             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner),
@@ -1156,7 +1330,7 @@ def test_a_receiver_survives_whatever_comes_and_still_serves(frames):
             assert decode(reply)[0] is not None
     it.commit()
     it.receiver.take_replies()
-    _, session = it.greet(now=len(frames), peer=b"well", stream=OTHER_STREAM)
+    _, session = it.greet(now=len(frames), peer=b"well", secret=OTHER_SECRET)
 
     assert it.say(block(1), session, now=len(frames), peer=b"well")
     assert it.receiver.sessions <= 3
@@ -1212,3 +1386,126 @@ def test_a_hello_that_waits_for_what_is_given_back_is_refused_too():
 
     assert it.replies(b"again") == [(Error(503, "not now"), 0)]
     assert it.greet(run=OTHER_RUN)[0]["acked"] == 0
+
+
+# Streams of version 1.
+
+FORMER_KEY = ("anonymous", FORMER + "12" * 16)
+
+
+def forgotten_and_moved(it):
+    return it.receiver.take_forgotten(), it.receiver.take_accepted()
+
+
+def test_a_stream_of_version_1_goes_on_under_its_new_name_once_that_is_safe():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    it.say(hello(was="12" * 16, first=3))
+    assert it.replies() == []
+    gone, moved = forgotten_and_moved(it)
+    assert (gone, moved) == ([FORMER_KEY], [Progress(KEY, Floor(4, OTHER_RUN))])
+    it.receiver.committed(moved)
+    ((welcome, session),) = it.replies()
+
+    assert (welcome.values["acked"], welcome.values["run"]) == (4, OTHER_RUN)
+    assert it.say(block(4), session) is None
+    assert it.say(block(5), session).key == KEY
+    assert list(it.receiver._streams) == [KEY]
+    # And when it greets again.
+    it.commit()
+    assert it.greet(was="12" * 16, first=3)[0]["acked"] == 5
+    assert it.receiver.take_forgotten() == []
+
+
+@pytest.mark.parametrize("values", [{}, {"was": "34" * 16}, {"was": STREAM}, {"secret": "12" * 16}])
+def test_nothing_else_reaches_a_stream_of_version_1(values):
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    welcome, session = it.greet(**values)
+    assert welcome["acked"] == 0
+    it.say(block(1, 9), session)
+    it.commit()
+
+    assert it.receiver._streams[FORMER_KEY].floor == 4
+
+
+def test_a_stream_of_version_1_belongs_to_its_principal():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+
+    assert it.greet(principal="someone", was="12" * 16)[0]["acked"] == 0
+
+
+def test_a_stream_that_is_known_takes_nothing_over():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN), KEY: Floor(2, RUN)})
+
+    assert it.greet(was="12" * 16)[0]["acked"] == 2
+
+
+def test_who_takes_a_stream_of_version_1_first_makes_its_sender_deliver_again_and_lose_nothing():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    it.say(hello(was="12" * 16, secret=OTHER_SECRET), peer=b"stranger")
+    it.commit()
+    ((_, stolen),) = it.replies()
+    it.say(block(5, 100), stolen, peer=b"stranger")
+    it.commit()
+    it.replies()
+    welcome, session = it.greet(was="12" * 16, first=3)
+
+    assert (welcome["acked"], welcome["run"]) == (2, RUN)
+    assert it.say(block(3), session).key == KEY
+
+
+def test_what_was_taken_over_and_not_remembered_is_taken_over_again():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    it.say(hello(was="12" * 16))
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})  # it died
+    it.say(hello(was="12" * 16))
+    it.commit()
+
+    assert it.replies()[0][0].values["acked"] == 4
+
+
+def test_the_secret_of_a_stream_is_nowhere_in_a_receiver():
+    it = Receiving()
+    _, session = it.greet()
+    it.say(block(1), session)
+    it.commit()
+    replies = str(it.replies())
+
+    assert SECRET not in replies + str(vars(it.receiver)) + str(it.receiver._streams)
+    assert ("anonymous", public_name(SECRET)) == KEY
+    assert SECRET not in public_name(SECRET)
+
+
+# Peers of version 1, by the bytes that they say.
+
+
+def former_frame(kind, body, session=0):
+    frame = struct.pack(">HBBHHQ", 0x5A50, 1, kind, 0, 16, session) + body
+    return frame + struct.pack(">I", zlib.crc32(frame))
+
+
+def test_a_sender_of_version_1_is_told_to_be_upgraded():
+    it = Receiving({FORMER_KEY: Floor(4, OTHER_RUN)})
+    values = {"versions": [1, 1], "stream": "12" * 16, "run": RUN, "first": 1, "type": "t"}
+    it.receiver.receive(b"peer", former_frame(1, json.dumps(values).encode()), 0)
+    data = struct.pack(">QQI", 5, 1, zlib.crc32(struct.pack(">QQ", 5, 1) + b"x\n")) + b"x\n"
+    it.receiver.receive(b"peer", former_frame(3, data, 7)[:-4], 0)
+    replies = it.receiver.take_replies()
+    text = b"this receiver speaks version 2, not 1: upgrade the sender"
+
+    assert [frame for _, frame in replies] == [
+        former_frame(10, struct.pack(">H", 505) + text, session) for session in (0, 7)
+    ]
+    assert list(it.receiver._streams) == [FORMER_KEY]
+
+
+def test_a_receiver_of_version_1_understands_the_range_of_versions_and_its_refusal_counts():
+    it = Sending(blocks=3, session=None)
+    frame = it.sender.next_frame(0)
+    assert frame[:4] == b"ZP\1\1"
+    assert json.loads(frame[16:-4])["versions"] == [2, 2]
+    refusal = former_frame(10, struct.pack(">H", 505) + b"this receiver speaks version 1")
+    redial = it.sender.receive(refusal, 0)
+
+    assert redial.delay == 30
+    assert redial.reason.startswith("it refuses: this receiver speaks version 1 (505); ")
+    assert it.waiting == [1, 2, 3]

@@ -2,8 +2,9 @@
 Acknowledged delivery under everything that can happen between and to both ends.
 
 Every record is a number. What is checked is where the numbers are: what a sender forgets
-is in the durable sink of a receiver, no sink holds a number twice nor out of order, and
-once the links are well everything arrives. Numbers of the protocol are never looked at.
+is in the durable sink of a receiver, no sink holds a number twice, out of order or under the
+labels of another run, and once the links are well everything arrives. Numbers of the
+protocol are never looked at.
 """
 
 import os
@@ -26,7 +27,7 @@ from hypothesis.stateful import (
 
 from zmqpush.core import receiver, sender
 from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import Data, decode
+from zmqpush.core.frames import Data, Labels, decode
 from zmqpush.core.held import HeldRecords
 from zmqpush.core.receiver import Receiver
 from zmqpush.core.sender import Sender
@@ -63,13 +64,16 @@ class Spool:
     """A durable store: what is synced survives a power cut, the ack floor may be older."""
 
     spooled = True
+    was = ""
 
-    def __init__(self, on_acked, blocks=(), floor=0, stream=None):
+    def __init__(self, on_acked, labels, blocks=(), floor=0, secret=None, labelled=()):
         self.on_acked = on_acked
+        self.labels = labels
         self.blocks = list(blocks)  # all that there ever were
+        self.labelled = dict(labelled)  # by the first number of each: its labels
         self.floor = floor
         self.synced = self.recovered = self.end
-        self.stream = stream or secrets.token_hex(16)
+        self.secret = secret or secrets.token_hex(16)
         self.on_rename = lambda: None
         self.rewind()
 
@@ -82,17 +86,25 @@ class Spool:
         return self.floor + 1
 
     def put(self, payload):
+        self.labelled[self.end + 1] = self.labels
         self.blocks.append(Data.of(self.end + 1, payload.records, payload.data))
 
     def sync(self):
         self.synced = self.end
 
+    @property
+    def next(self):
+        blocks = (b for b in self.blocks if self.cursor < b.end <= self.synced)
+        return next(blocks, None)
+
+    @property
+    def next_labels(self):
+        return self.labelled[self.next.first] if self.next else None
+
     def take(self):
-        for block in self.blocks:
-            if self.cursor < block.end <= self.synced:
-                self.cursor = block.end
-                return block
-        return None
+        block = self.next
+        self.cursor = block.end if block else self.cursor
+        return block
 
     def rewind(self):
         self.cursor = self.floor
@@ -103,7 +115,7 @@ class Spool:
         self.cursor = max(self.floor, self.cursor)
 
     def rename_stream(self):
-        self.stream = secrets.token_hex(16)
+        self.secret = secrets.token_hex(16)
         self.on_rename()
 
     @property
@@ -114,10 +126,10 @@ class Spool:
 class Queue(UnackedQueue):
     """The queue in memory, watched."""
 
-    def __init__(self, on_acked, when_full):
-        super().__init__(QUEUE_BYTES, when_full)
-        self.on_acked = on_acked
+    def __init__(self, on_acked, labels, when_full):
         self.on_rename = lambda: None
+        super().__init__(QUEUE_BYTES, when_full, labels)
+        self.on_acked = on_acked
         self.put_numbers, self.acked_numbers = [], set()
 
     def put(self, payload):
@@ -172,7 +184,7 @@ class Process:
         self.name = name
         self.store = store
         self.node = 0
-        self.sender = Sender(store, secrets.token_hex(16), {"type": name, "host": ""})
+        self.sender = Sender(store, secrets.token_hex(16))
         self.link = None
         self.dial_at = 0.0
         self.sent = set(sent)
@@ -238,7 +250,8 @@ class Machine(RuleBasedStateMachine):
             self.patch.setattr(module, "MAX_CREDIT_BYTES", CREDIT_BYTES)
         self.now = 1000.0
         self.steps = 0
-        self.numbers, self.names, self.peers = count(1), count(1), count(1)
+        self.numbers, self.names, self.peers, self.runs = (count(1) for _ in range(4))
+        self.made = {}  # number: the type that its run gives it
         tokens = count(0x123456789ABCDEF0, 0x9E3779B97F4A7C15)  # no bit makes one of another
         self.nodes = [
             Node(lambda: next(tokens) % (1 << 64), self.engine) for _ in range(self.nodes_count)
@@ -259,8 +272,15 @@ class Machine(RuleBasedStateMachine):
             self.start_process(kind)
 
     def start_process(self, kind):
-        store = Spool(self.check_acked) if kind == "spool" else Queue(self.check_acked, kind)
-        self.adopt(Process(str(next(self.names)), store))
+        name = str(next(self.names))
+        if kind == "spool":
+            store = Spool(self.check_acked, self.label(name))
+        else:
+            store = Queue(self.check_acked, self.label(name), kind)
+        self.adopt(Process(name, store))
+
+    def label(self, name):
+        return Labels(f"{name}/{next(self.runs)}")
 
     def adopt(self, process):
         process.kind = getattr(process.store, "_when_full", "spool")
@@ -280,7 +300,9 @@ class Machine(RuleBasedStateMachine):
     def renamed(self, process):
         raise AssertionError("a new name without a reason")
 
-    def write(self, at, name, number):
+    def write(self, at, kind, number):
+        assert kind == self.made[number], "under the labels of another run"
+        name = kind.split("/")[0]
         self.safe[number] += 1
         assert self.safe[number] <= 1 + self.excused[number], "twice"
         assert self.excused[number] or number > self.last.get((at, name), 0), "out of order"
@@ -334,7 +356,9 @@ class Machine(RuleBasedStateMachine):
         for size in sizes:
             if getattr(store, "full", False):
                 return
-            lines = [b"%d\n" % next(self.numbers) for _ in range(size)]
+            numbers = [next(self.numbers) for _ in range(size)]
+            self.made |= dict.fromkeys(numbers, store.labels.type)
+            lines = [b"%d\n" % number for number in numbers]
             store.put(Payload(b"".join(lines), size))
 
     @after_traffic(at=st.integers(0, 3), power=st.booleans(), rolled_back=st.integers(0, 5))
@@ -353,7 +377,8 @@ class Machine(RuleBasedStateMachine):
             floor = floors[max(0, len(floors) - 1 - rolled_back)]
             self.rolls_back(store, floor)
             self.goes_to(process, 0)
-            store = Spool(self.check_acked, kept, floor, store.stream)
+            labels = self.label(process.name)
+            store = Spool(self.check_acked, labels, kept, floor, store.secret, store.labelled)
             self.adopt(Process(process.name, store, process.sent))
         else:
             self.lost |= set(process.store.unacked) | process.store.dropped_numbers
@@ -479,8 +504,8 @@ class Machine(RuleBasedStateMachine):
 
     def write_records(self, node, most):
         records = node.writing[1]
-        for stream, seq, name, number in records[:most]:
-            self.write(self.nodes.index(node), name, number)
+        for stream, seq, kind, number in records[:most]:
+            self.write(self.nodes.index(node), kind, number)
             node.tail.add(stream, seq, 1)
         del records[:most]
 
@@ -611,8 +636,9 @@ class Disasters(Machine):
             return  # see test_two_users_of_a_spool_that_start_again
         self.excused.update(original.store.unacked)
         store = original.store
-        copy = Spool(self.check_acked, store.blocks, store.floor, store.stream)
-        clone = Process(str(next(self.names)), copy)
+        name = str(next(self.names))
+        held = store.blocks, store.floor, store.secret, store.labelled
+        clone = Process(name, Spool(self.check_acked, self.label(name), *held))
         clone.twin = original.twin = True
         self.adopt(clone)
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from spools import Receiver, account, numbers_in, open_spool
+from spools import HEADER_BYTES, Receiver, account, numbers_in, open_spool
 from zmqpush.core.envelope import Payload
 from zmqpush.core.frames import DAMAGED, Data
 from zmqpush.queue import WhenFull
@@ -60,7 +60,7 @@ class SpoolModel(RuleBasedStateMachine):
     @initialize(
         policy=st.sampled_from(WhenFull),
         sync=st.sampled_from(Sync),
-        max_bytes=st.sampled_from([600, 1500, 1 << 20]),
+        max_bytes=st.sampled_from([600 + 4 * HEADER_BYTES, 1500 + 8 * HEADER_BYTES, 1 << 20]),
     )
     def begin(self, policy, sync, max_bytes):
         self.policy, self.off = policy, sync is Sync.OFF
@@ -169,9 +169,9 @@ class SpoolModel(RuleBasedStateMachine):
 
     @rule()
     def rename_stream(self):
-        before = self.spool.stream
+        before = self.spool.secret
         self.spool.rename_stream()
-        assert self.spool.stream != before
+        assert self.spool.secret != before
 
     @rule()
     def close_and_reopen(self):
@@ -202,7 +202,7 @@ class SpoolModel(RuleBasedStateMachine):
             del self.expected[-held:]
         self.dropped += before.dropped
         self.open()
-        assert self.spool.stream == before.stream
+        assert self.spool.secret == before.secret
 
     @invariant()
     def every_record_is_accounted_for(self):

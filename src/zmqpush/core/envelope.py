@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from zmqpush.core.lines import Block
+from zmqpush.errors import SettingsError
 
 # Stands between lines while they are escaped, where a newline may be part of a line.
 # The byte does not occur in UTF-8.
@@ -68,7 +69,7 @@ class Envelope:
         delimiter: What stands between the lines of a block.
 
     Raises:
-        ValueError: If ``fields`` has a name that the format itself uses or has no
+        SettingsError: If ``fields`` has a name that the format itself uses or has no
             place for, or any field at all for the format ``raw``.
 
     Attributes:
@@ -120,11 +121,11 @@ class Envelope:
 
     def _add_fields(self, fields: Mapping[str, str]) -> None:
         if fields and self._format is Format.RAW:
-            raise ValueError("the format raw has no place for fields")
+            raise SettingsError("the format raw has no place for fields")
         variable = {"message", "@timestamp", *self._partial}
         for name in fields:
             if name in self._constant or name in variable:
-                raise ValueError(f"the field {name!r} is part of the format {self._format}")
+                raise SettingsError(f"the field {name!r} is part of the format {self._format}")
         texts = {_to_text(name): _to_text(value) for name, value in fields.items()}
         if self._format is not Format.ECS:
             self._constant |= texts
@@ -132,7 +133,7 @@ class Envelope:
         for name, value in texts.items():
             path = name.split(".") if "." in name else ["labels", name]
             if path[0] in variable or not _place(self._constant, path, value):
-                raise ValueError(f"the format ecs has no place for the field {name!r}")
+                raise SettingsError(f"the format ecs has no place for the field {name!r}")
 
     def _make_tail(self, variable: dict[str, Any]) -> bytes:
         rest = json.dumps(self._constant | variable, ensure_ascii=False, separators=(",", ":"))

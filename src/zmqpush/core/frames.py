@@ -1,11 +1,12 @@
 """
-Messages of the delivery protocol to and from frames: ``docs/protocol.md``, version 1.
+Messages of the delivery protocol to and from frames: ``docs/protocol.md``, version 2.
 
 What a peer sends is either a message within all bounds or a :class:`RemoteProtocolError`,
 never any other error. Nothing is allocated by a length that a peer claims. What was
 damaged on the way is never taken for another message.
 """
 
+import hashlib
 import json
 import struct
 import zlib
@@ -14,12 +15,15 @@ from typing import Any, NamedTuple
 
 from zmqpush.errors import RemoteProtocolError
 
-VERSION = 1
+VERSION = 2
+# In the header of what must be understood by peers of any version.
+_ANY_VERSION = 1
 # Reasons of a Skip.
 DROPPED = 1
 DAMAGED = 2
 MAX_PAYLOAD_BYTES = 16 << 20
 MAX_SEQ = (1 << 63) - 1
+MAX_LABEL = 256  # characters
 # The credit of a session, at most: in blocks what a link's high-water marks allow, in
 # bytes what a disk that syncs within some milliseconds needs to be busy.
 MAX_CREDIT_BLOCKS = 256
@@ -49,6 +53,19 @@ MAX_FRAME_BYTES = _PAYLOAD_OFFSET + MAX_PAYLOAD_BYTES
 def checksum(first: int, records: int, payload: bytes | memoryview) -> int:
     """Return the CRC-32 that stands for a block on the wire and on disk."""
     return zlib.crc32(payload, zlib.crc32(_RANGE.pack(first, records)))
+
+
+def public_name(secret: str) -> str:
+    """Return the name of a stream, from which nobody can find its secret."""
+    return hashlib.sha256(b"zmqpush stream\0" + secret.encode()).hexdigest()[:32]
+
+
+class Labels(NamedTuple):
+    """What the records of a run have in common; ``raw`` if they are lines, not JSON."""
+
+    type: str = ""
+    host: str = ""
+    raw: bool = False
 
 
 class Hello(NamedTuple):
@@ -140,12 +157,15 @@ _TYPES: dict[type[Message], int] = {
     Goodbye: 9,
     Error: 10,
 }
+_VERSIONS: dict[type[Message] | None, int] = {Hello: _ANY_VERSION, Error: _ANY_VERSION}
 _CLASSES = {number: kind for kind, number in _TYPES.items()}
 
 
 def encode(message: Message, session: int) -> bytes:
     """Return the frame of a message."""
-    header = _HEADER.pack(_MAGIC, VERSION, _TYPES[type(message)], 0, _HEADER.size, session)
+    kind = type(message)
+    version = _VERSIONS.get(kind, VERSION)
+    header = _HEADER.pack(_MAGIC, version, _TYPES[kind], 0, _HEADER.size, session)
     match message:
         case Hello(values) | Welcome(values):
             # At most 6 bytes a character, so that the longest labels fit into a greeting;
@@ -168,6 +188,12 @@ def encode(message: Message, session: int) -> bytes:
     return header + body + _CRC.pack(zlib.crc32(header + body))
 
 
+def wrong_version(version: int) -> str:
+    """Return what to say to a peer of another version."""
+    older = "sender" if version < VERSION else "receiver"
+    return f"this receiver speaks version {VERSION}, not {version}: upgrade the {older}"
+
+
 def decode(frame: bytes | memoryview) -> tuple[Message | None, int]:
     """
     Return the message of a frame, and its session.
@@ -187,8 +213,11 @@ def decode(frame: bytes | memoryview) -> tuple[Message | None, int]:
         raise RemoteProtocolError(400, "a frame has no valid header")
     kind = _CLASSES.get(number)
     known_flags = not flags & ~_MUST_UNDERSTAND
-    if version != VERSION or (flags & _MUST_UNDERSTAND and not (kind and known_flags)):
-        raise RemoteProtocolError(505, f"version {version}, type {number}, flags {flags}", session)
+    if version != _VERSIONS.get(kind, VERSION):
+        code = 400 if kind in _VERSIONS else 505
+        raise RemoteProtocolError(code, wrong_version(version), session)
+    if flags & _MUST_UNDERSTAND and not (kind and known_flags):
+        raise RemoteProtocolError(505, f"unknown: type {number}, flags {flags}", session)
     if kind is None:
         return None, session
     try:

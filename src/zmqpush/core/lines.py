@@ -67,12 +67,21 @@ class LineSplitter:
         blocks = [Block(lines)] if len(lines) <= self._max_line_bytes else self._split_long(lines)
         return blocks + self._split_unfinished() if rest else blocks
 
-    def finish(self) -> list[Block]:
-        """Return the last line, if the input did not end with a delimiter."""
+    def finish(self, *, cut: bool = False) -> list[Block]:
+        """
+        Return what was fed after the last delimiter, if there is something: the last line.
+
+        Args:
+            cut: The line goes on, but what is fed next does not belong to it.
+
+        """
         rest = b"".join(self._parts)
         self._parts = []
         self._held_bytes = 0
-        return self._split_long(rest) if rest else []
+        blocks = self._split_long(rest) if rest else []
+        if cut and blocks:
+            blocks[-1] = blocks[-1]._replace(partial=True)
+        return blocks
 
     def _rejoin(self, chunk: bytes) -> bytes:
         # A delimiter of several bytes may lie across two chunks.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from zmqpush.core.frames import (
     MAX_CREDIT_BLOCKS,
     MAX_CREDIT_BYTES,
+    MAX_LABEL,
     MAX_SEQ,
     PING_INTERVAL,
     VERSION,
@@ -22,6 +23,7 @@ from zmqpush.core.frames import (
     Error,
     Goodbye,
     Hello,
+    Labels,
     Message,
     Ping,
     Reset,
@@ -29,6 +31,8 @@ from zmqpush.core.frames import (
     Welcome,
     decode,
     encode,
+    public_name,
+    wrong_version,
 )
 from zmqpush.errors import RemoteProtocolError
 
@@ -39,10 +43,12 @@ _EXPIRED_PINGS = 6
 _FIRST_CREDIT_BYTES = 256 << 10
 # A stream that has been quiet for so long is forgotten, in seconds.
 _QUIET_TIMEOUT = 30 * 86400.0
-_MAX_LABEL = 256
 # What ended sessions sent may still wait for the sink, beside what live ones may send: so
 # many budgets in all.
 _PENDING_FACTOR = 2
+# What the name of a stream of version 1 begins with in what is remembered. Nobody can greet
+# under it: the names of version 2 have no such beginning.
+FORMER = "v1/"
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -62,7 +68,7 @@ Key = tuple[str, str]
 
 
 class Arrival(NamedTuple):
-    """A block for the sink, whose it is, the labels of its sender, and whether lines are raw."""
+    """A block for the sink, whose it is, and the labels of its records."""
 
     key: Key
     labels: Mapping[str, str]
@@ -97,11 +103,11 @@ class _Stream:
 
 class _HelloValues(NamedTuple):
     stream: str
+    was: str
     run: str
     first: int
     spooled: bool
-    labels: Mapping[str, str]
-    raw: bool
+    labels: Labels
 
 
 @dataclass(slots=True)
@@ -111,8 +117,7 @@ class _Session:
     stream: _Stream
     run: str
     spooled: bool
-    labels: Mapping[str, str]
-    raw: bool
+    labels: Labels
     heard: float
     granted: int = 0  # bytes, now
     max_granted: int = 0  # bytes, ever
@@ -228,22 +233,31 @@ class Receiver:
     def _on_hello(self, peer: bytes, message: Hello, principal: str) -> None:
         versions, hello = _read_hello(message.values)
         if versions and not versions[0] <= VERSION <= versions[1]:
-            self._reply(peer, Error(505, f"this receiver speaks version {VERSION}"), 0)
+            self._reply(peer, Error(505, wrong_version(versions[1])), 0)
         elif hello is None:
             self.counters.malformed += 1
         else:
             key = (principal, hello.stream)
             if (older := self._streams.get(key)) and older.session:
                 self._end(older.session)
-            stream = self._streams.setdefault(key, _Stream(key))
+            if key not in self._streams:
+                self._begin(key, (principal, FORMER + hello.was))
+            stream = self._streams[key]
             stream.over = False
             if stream.floor < stream.end:
                 stream.waiting = (peer, hello)
             else:
                 self._welcome(stream, peer, hello)
 
+    def _begin(self, key: Key, former: Key) -> None:
+        stream = self._streams[key] = _Stream(key)
+        if older := self._streams.pop(former, None):
+            # It is as if all that were accepted now: the sender waits until it is safe.
+            self._forgotten.append(former)
+            self._accept(stream, older.run, older.floor, 0)
+
     def _welcome(self, stream: _Stream, peer: bytes, hello: _HelloValues) -> None:
-        if not self._admits(stream.key[0], host := hello.labels["host"]):
+        if not self._admits(stream.key[0], host := hello.labels.host):
             self.refuse(peer, f"this key is not for the host {host!r}")
             self._drop_if_done(stream)
             return
@@ -252,14 +266,7 @@ class Receiver:
             stream.floor = stream.end = hello.first - 1
             stream.run = hello.run
         session = _Session(
-            self._tokens(),
-            peer,
-            stream,
-            hello.run,
-            hello.spooled,
-            hello.labels,
-            hello.raw,
-            self._now,
+            self._tokens(), peer, stream, hello.run, hello.spooled, hello.labels, self._now
         )
         self.forget(peer)
         self._sessions[session.token] = self._peers[peer] = stream.session = session
@@ -273,6 +280,7 @@ class Receiver:
             "bytes": self._grant(session),
             "ping": PING_INTERVAL,
             "durability": self._durability,
+            **hello.labels._asdict(),
         }
         self._reply(peer, Welcome(values), session.token)
 
@@ -299,8 +307,9 @@ class Receiver:
             self._reset(session, 429, "the receiver's memory is full")
         else:
             self.counters.accepted += data.records
-            self._accept(session, data.end, len(data.payload))
-            return Arrival(stream.key, session.labels, data, session.raw)
+            self._accept(stream, session.run, data.end, len(data.payload))
+            kind, host, raw = session.labels
+            return Arrival(stream.key, {"type": kind, "host": host}, data, raw)
         return None
 
     def _on_skip(self, session: _Session, skip: Skip) -> None:
@@ -313,12 +322,11 @@ class Receiver:
             self._reset(session, 429, "beyond the credit")
         else:
             self.counters.skipped += skip.end - stream.end
-            self._accept(session, skip.end, 0)
+            self._accept(stream, session.run, skip.end, 0)
 
-    def _accept(self, session: _Session, end: int, size: int) -> None:
-        stream = session.stream
+    def _accept(self, stream: _Stream, run: str, end: int, size: int) -> None:
         stream.end = end
-        stream.run = session.run
+        stream.run = run
         stream.held = True
         stream.pending.append((end, size))
         stream.size += size
@@ -475,7 +483,7 @@ class Receiver:
     def review(self) -> None:
         """End the sessions whose principals may not name their hosts any more."""
         for session in list(self._sessions.values()):
-            host = session.labels["host"]
+            host = session.labels.host
             if not self._admits(session.stream.key[0], host):
                 self.refuse(session.peer, f"this key is not for the host {host!r}")
 
@@ -494,13 +502,15 @@ def _read_hello(values: Mapping[str, Any]) -> tuple[list[int], _HelloValues | No
         return [], None
     if not all(type(version) is int for version in versions):
         return [], None
-    stream, run, first = (values.get(key) for key in ("stream", "run", "first"))
-    labels = {key: values.get(key, "") for key in ("type", "host")}
-    named = all(isinstance(name, str) and _HEX_ID.fullmatch(name) for name in (stream, run))
+    secret, run, first = (values.get(key) for key in ("secret", "run", "first"))
+    was, spooled = values.get("was", ""), values.get("spooled", True)
+    labels = Labels(values.get("type", ""), values.get("host", ""), values.get("raw", False))
+    names = secret, run, secret if was == "" else was
+    named = all(isinstance(name, str) and _HEX_ID.fullmatch(name) for name in names)
     numbered = type(first) is int and 0 < first <= MAX_SEQ
-    labelled = all(isinstance(x, str) and len(x) <= _MAX_LABEL for x in labels.values())
-    spooled, raw = values.get("spooled", True), values.get("raw", False)
-    flagged = isinstance(spooled, bool) and isinstance(raw, bool)
+    labelled = all(isinstance(x, str) and len(x) <= MAX_LABEL for x in labels[:2])
+    flagged = all(isinstance(flag, bool) for flag in (spooled, labels.raw))
     if not (named and numbered and labelled and flagged):
         return versions, None
-    return versions, _HelloValues(str(stream), str(run), int(first or 0), spooled, labels, raw)
+    stream = public_name(str(secret))
+    return versions, _HelloValues(stream, was, str(run), int(first or 0), spooled, labels)

@@ -24,6 +24,7 @@ from zmqpush.core.frames import (
     Error,
     Goodbye,
     Hello,
+    Labels,
     Message,
     Ping,
     Reset,
@@ -31,6 +32,7 @@ from zmqpush.core.frames import (
     Welcome,
     decode,
     encode,
+    public_name,
 )
 from zmqpush.errors import RemoteProtocolError
 
@@ -39,8 +41,10 @@ from zmqpush.errors import RemoteProtocolError
 _IN_FLIGHT_PING_INTERVAL = 1.0
 _DEAD_PINGS = 3
 _HELLO_INTERVAL = 2.0
-_RESET_INTERVAL = 1.0
 _REFUSED_DELAY = 30.0
+# After one session in vain the next may begin at once. The one after that waits for so long
+# since the last began, the next twice as long, and so on.
+_FIRST_PAUSE, _MAX_PAUSE = 1.0, 10.0
 _MAX_PING_INTERVAL = 3600.0
 # How long sockets may go without an answer, at most.
 _MAX_PATIENCE = 10.0
@@ -51,8 +55,20 @@ class Store(Protocol):
     """The numbered blocks of a sender, from when they are made until they are acknowledged."""
 
     @property
-    def stream(self) -> str:
-        """The name of the stream: 32 hexadecimal digits."""
+    def secret(self) -> str:
+        """What the name of the stream is made of: 32 hexadecimal digits."""
+
+    @property
+    def was(self) -> str:
+        """The name that the stream had under version 1; empty if it had none."""
+
+    @property
+    def labels(self) -> Labels:
+        """What the records of this run have in common."""
+
+    @property
+    def next_labels(self) -> Labels | None:
+        """What those of the next block have in common; None if no block may be sent."""
 
     @property
     def first(self) -> int:
@@ -76,7 +92,7 @@ class Store(Protocol):
         """Forget every record up to sequence number ``acked``."""
 
     def rename_stream(self) -> None:
-        """Give the stream a new name; the records keep their numbers."""
+        """Give the stream a new secret, and so a new name; the records keep their numbers."""
 
 
 class State(Enum):
@@ -87,10 +103,19 @@ class State(Enum):
 
 
 class Redial(NamedTuple):
-    """A request: close the socket and connect to the next endpoint after ``delay`` seconds."""
+    """
+    A request: close the socket and connect to the next endpoint.
+
+    Attributes:
+        delay: How long not to come back to this one, in seconds.
+        reason: Why.
+        refused: Whether that is for people to know.
+
+    """
 
     delay: float
     reason: str
+    refused: bool = False
 
 
 class Sender:
@@ -100,7 +125,6 @@ class Sender:
     Args:
         store: Where the blocks are.
         run: What names this process: 32 hexadecimal digits.
-        labels: ``type`` and ``host`` of the records, and whether they are ``raw``.
         patience: How long the first socket may go without an answer, in seconds; each
             further one may twice as long as the one before.
         random: Returns a number from 0 to 1.
@@ -111,13 +135,12 @@ class Sender:
         self,
         store: Store,
         run: str,
-        labels: Mapping[str, str | bool],
         patience: float = 8.0,
         random: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self._store = store
         self._run = run
-        self._labels = labels
+        self._labels = store.labels  # as the last HELLO said
         self._random = random
         self._state = State.GREETING
         self._session = 0
@@ -128,7 +151,12 @@ class Sender:
         self._ping_interval = PING_INTERVAL
         self._first_patience = self._patience = patience
         self._heard = self._pinged = self._hello_at = self._give_up_at = 0.0
-        self._last_reset = -math.inf
+        self._unanswered = 0  # HELLOs on this socket
+        # How often one was answered since something was acknowledged, and when last: a
+        # receiver that begins and ends sessions, or streams, must not keep us busy.
+        self._in_vain = 0
+        self._answered = 0.0
+        self._paused_until = 0.0
 
     @property
     def streaming(self) -> bool:
@@ -137,6 +165,7 @@ class Sender:
 
     def connect(self, now: float) -> None:
         """Begin on a new socket."""
+        self._unanswered = 0
         self._greet(now)
         self._wait_from(now)
         self._patience = min(2 * self._patience, _MAX_PATIENCE)
@@ -144,8 +173,19 @@ class Sender:
     def disconnected(self, now: float) -> None:
         """Note that the socket has no connection now; it will make one by itself."""
         if self._state is State.STREAMING:
-            self._greet(now)
-        self._hello_at = min(self._hello_at, now)
+            self._greet(now + self._pause(now))
+        self._hello_at = max(self._paused_until, min(self._hello_at, now))
+
+    def _note_answer(self, now: float) -> None:
+        self._in_vain += 1
+        self._answered = now
+
+    def _pause(self, now: float) -> float:
+        """Return how long to wait before the next HELLO, once a session has ended."""
+        if self._in_vain < 2:
+            return 0.0
+        pause = min(_FIRST_PAUSE * 2.0 ** min(self._in_vain - 2, 9), _MAX_PAUSE)
+        return max(0.0, self._answered + pause * (1 + self._random() / 2) - now)
 
     def _wait_from(self, now: float) -> None:
         self._give_up_at = now + self._patience * (1 + self._random() / 2)
@@ -155,7 +195,7 @@ class Sender:
             self._wait_from(hello_at)
         self._state = State.GREETING
         self._session = 0
-        self._hello_at = hello_at
+        self._hello_at = self._paused_until = hello_at
         self._in_flight.clear()
         self._in_flight_bytes = 0
         self._store.rewind()
@@ -187,14 +227,8 @@ class Sender:
             if now < self._hello_at:
                 return None
             self._hello_at = now + _HELLO_INTERVAL
-            values = {
-                "versions": [VERSION, VERSION],
-                "stream": self._store.stream,
-                "run": self._run,
-                "first": self._store.first,
-                "spooled": self._store.spooled,
-            }
-            return encode(Hello({**values, **self._labels}), 0)
+            self._unanswered += 1
+            return self._hello()
         if now >= self._ping_at():
             self._pinged = now
             last, _ = self._in_flight[-1] if self._in_flight else (0, 0)
@@ -202,6 +236,13 @@ class Sender:
         blocks, size = self._credit
         if len(self._in_flight) >= blocks or self._in_flight_bytes >= size:
             return None
+        if (labels := self._store.next_labels) is None:
+            return None
+        if labels != self._labels:
+            if self._in_flight:
+                return None
+            self._greet(now)
+            return self.next_frame(now)
         if (entry := self._store.take()) is None:
             return None
         if not self._in_flight:
@@ -211,6 +252,19 @@ class Sender:
         self._in_flight_bytes += entry_bytes
         self._sent = max(self._sent, entry.end)
         return encode(entry, self._session)
+
+    def _hello(self) -> bytes:
+        store = self._store
+        self._labels = store.next_labels or store.labels
+        values = {
+            "versions": [VERSION, VERSION],
+            "secret": store.secret,
+            "run": self._run,
+            "first": store.first,
+            "spooled": store.spooled,
+            **self._labels._asdict(),
+        }
+        return encode(Hello(values | ({"was": store.was} if store.was else {})), 0)
 
     def goodbye(self) -> bytes | None:
         """Return the last frame of a session, if there is one."""
@@ -234,13 +288,16 @@ class Sender:
         assert isinstance(message, Welcome)
         if (welcome := _read_welcome(message.values)) is None:
             return
-        if welcome.stream != self._store.stream:
-            return  # that answers a HELLO from before the stream got a new name
+        named = welcome.stream, welcome.labels
+        if named != (public_name(self._store.secret), self._labels) or not self._unanswered:
+            return  # that answers a HELLO from before the stream got a new name, others, or none
+        self._unanswered -= 1
+        self._note_answer(now)
         ours = max(self._store.recovered, self._sent if welcome.run == self._run else 0)
         if welcome.acked > ours:
             # Somebody else gave these numbers to other records.
             self._store.rename_stream()
-            self._start_over(now)
+            self._greet(now + self._pause(now))
             return
         self._session = welcome.session
         self._take_credit(*welcome.credit)
@@ -250,7 +307,7 @@ class Sender:
         self._pinged = now
         self._in_flight.clear()
         self._in_flight_bytes = 0
-        self._store.acknowledge(welcome.acked)
+        self._acknowledge(welcome.acked)
         self._store.rewind()
 
     def _on_ack(self, message: Message, now: float) -> None:
@@ -261,26 +318,32 @@ class Sender:
             acked, size = self._in_flight.popleft()
             self._in_flight_bytes -= size
         if acked:
-            self._store.acknowledge(acked)
+            self._acknowledge(acked)
+
+    def _acknowledge(self, acked: int) -> None:
+        before = self._store.first
+        self._store.acknowledge(acked)
+        if self._store.first > before:
+            self._in_vain = 0
 
     def _take_credit(self, blocks: int, size: int) -> None:
         # No more than the link has room for, whatever the receiver says.
         self._credit = (min(blocks, MAX_CREDIT_BLOCKS), min(size, MAX_CREDIT_BYTES))
 
     def _on_reset(self, message: Message, now: float) -> None:
-        self._start_over(now)
-
-    def _start_over(self, now: float) -> None:
-        soon = now - self._last_reset < _RESET_INTERVAL
-        self._last_reset = now
-        self._greet(now + _RESET_INTERVAL if soon else now)
+        if self._state is State.GREETING:
+            self._note_answer(now)
+        self._greet(now + self._pause(now))
 
     def _on_goodbye(self, message: Message, now: float) -> Redial:
-        return Redial(0, "it ends")
+        return Redial(self._pause(now), "it ends")
 
     def _on_error(self, message: Message, now: float) -> Redial:
         assert isinstance(message, Error)
-        return Redial(_REFUSED_DELAY, f"it refuses: {message.text} ({message.code})")
+        reason = f"it refuses: {message.text} ({message.code})"
+        if message.code == 505:
+            reason += f"; this sender speaks version {VERSION}: upgrade the older one"
+        return Redial(_REFUSED_DELAY, reason, refused=True)
 
     _TRANSITIONS: Mapping[tuple[State, type], Callable[["Sender", Any, float], Redial | None]] = {
         (State.GREETING, Welcome): _on_welcome,
@@ -296,6 +359,7 @@ class Sender:
 
 class _WelcomeValues(NamedTuple):
     stream: str
+    labels: Labels
     session: int
     acked: int
     run: str
@@ -307,13 +371,15 @@ def _read_welcome(values: Mapping[str, Any]) -> _WelcomeValues | None:
     try:
         session = int(values["session"], 16) if _HEX_SESSION.fullmatch(values["session"]) else 0
         stream, run = (values[key] for key in ("stream", "run"))
+        labels = Labels(*(values[key] for key in Labels._fields))
         acked, blocks, size = (values[key] for key in ("acked", "blocks", "bytes"))
         ping = values["ping"]
         named = all(isinstance(name, str) for name in (stream, run))
         counted = all(type(n) is int and 0 <= n <= MAX_SEQ for n in (acked, blocks, size))
         timed = type(ping) in (int, float) and 1 <= ping <= _MAX_PING_INTERVAL
         if session and named and counted and timed and values["version"] == VERSION:
-            return _WelcomeValues(stream, session, acked, run, (blocks, size), float(ping))
+            credit = (blocks, size)
+            return _WelcomeValues(stream, labels, session, acked, run, credit, float(ping))
     except (KeyError, TypeError):
         pass
     return None

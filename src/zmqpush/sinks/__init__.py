@@ -6,7 +6,7 @@ and trying again, dead letters, statistics, and what is remembered across a deat
 
 ``--to SCHEME://…`` is a sink that a package has named among its entry points, in the group
 ``zmqpush.sinks``; everything else is files. An entry point is called as
-``factory(to, context)`` and returns a :class:`Sink`; it raises ValueError for what it cannot
+``factory(to, context)`` and returns a :class:`Sink`; it raises SettingsError for what it cannot
 understand, and neither connects nor blocks.
 """
 
@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from zmqpush.errors import SettingsError
 from zmqpush.telemetry import Reporter
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -102,6 +103,7 @@ class Context:
         remember: Makes marks durable at once, before anything else is written.
         safe: Whether somebody relies on what is synced: otherwise only order counts.
         remembers: Whether marks outlive this process at all.
+        directory: The state, where a sink may keep files of its own; None without one.
         buries: Whether ``--dead-letters`` asks to reject what could also be deferred.
         own: Files of ``zmqpull`` itself, and directories of such.
         options: What ``-X`` says.
@@ -112,6 +114,7 @@ class Context:
     remember: Callable[[Marks], Awaitable[None]]
     safe: bool = True
     remembers: bool = True
+    directory: Path | None = None
     buries: bool = False
     own: Sequence[Path] = ()
     options: Mapping[str, str] = field(default_factory=dict)
@@ -200,13 +203,15 @@ def make_sink(to: str, context: Context) -> Sink:
     Return the sink that ``--to`` names.
 
     Raises:
-        ValueError: If there is none, or if it does not understand ``to`` or an option.
+        SettingsError: If there is none, or if it does not understand ``to`` or an option.
 
     """
     match = _SCHEME.match(to)
     if not match:
         if _LIKE_A_SCHEME.match(to):
-            raise ValueError(f"--to {to.partition(':')[0]}: is no scheme; one is followed by ://")
+            raise SettingsError(
+                f"--to {to.partition(':')[0]}: is no scheme; one is followed by ://"
+            )
         from zmqpush.sinks.files import FileSink
 
         return FileSink(to, context)
@@ -214,15 +219,19 @@ def make_sink(to: str, context: Context) -> Sink:
     found = {entry.name: entry for entry in entry_points(group="zmqpush.sinks")}
     if scheme not in found:
         names = ", ".join(f"{name}://" for name in sorted(found))
-        raise ValueError(f"--to {scheme}:// is none of {names}")
+        raise SettingsError(f"--to {scheme}:// is none of {names}")
     entry = found[scheme]
     package = entry.dist.name if entry.dist else "unknown"
     try:
         factory = entry.load()
     except ImportError as exc:
-        mend = f"pip install 'zmqpush[{scheme}]'" if package == "zmqpush" else f"see {package}"
-        raise ValueError(f"--to {scheme}:// needs the Python package {exc.name}: {mend}") from exc
+        mend = f"see {package}"
+        if package == "zmqpush":
+            mend = f"pip install '.[{scheme}]' in the checkout of zmqpush brings it"
+        raise SettingsError(
+            f"--to {scheme}:// needs the Python package {exc.name}: {mend}"
+        ) from exc
     except Exception as exc:
-        raise ValueError(f"--to {scheme}:// cannot be used, see {package}: {exc!r}") from exc
+        raise SettingsError(f"--to {scheme}:// cannot be used, see {package}: {exc!r}") from exc
     sink: Sink = factory(f"{scheme}{to[len(scheme) :]}", context)
     return sink

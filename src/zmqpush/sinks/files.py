@@ -1,28 +1,36 @@
 """
 Standard output, a file, or files named by a template.
 
-Every file that is open is remembered with its length, as a mark: the inode and the length
-by the absolute path. An opening after a death cuts all of them back to what was remembered,
-so that no record is in them twice.
+Every file that is open is remembered with its length, as a mark by its absolute path. An
+opening after a death cuts off what follows, if the journal proves that it was written here: it
+comes again, and no record is in a file twice. What is not proven is kept, and reported.
 """
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from zmqpush.disk import has_no_room
-from zmqpush.errors import SinkError, SinkSetupError, SinkStalledError
+from zmqpush.errors import (
+    SettingsError,
+    SinkBusyError,
+    SinkError,
+    SinkSetupError,
+    SinkStalledError,
+)
 from zmqpush.faults import fault_point
 from zmqpush.sinks import Batch, Context, Deferral, Held, Marks, Rejection, Sink, Synced
-from zmqpush.sinks.output import Output
+from zmqpush.sinks.journal import Claim, Journal, Mark, chain
+from zmqpush.sinks.output import Output, lock, run_of
 from zmqpush.sinks.template import Template
 from zmqpush.telemetry import Complaints
 
@@ -33,6 +41,8 @@ _MAX_NAME_BYTES = 255
 # Files that are not written to are closed: after so many seconds, and beyond so many.
 _IDLE_INTERVAL = 60.0
 _MAX_OPEN = 256
+# Where nobody relies on it, whether a file was deleted is looked for so often, in seconds.
+_CHECK_INTERVAL = 1.0
 # A file that cannot be opened is tried again after so long, in seconds. Records that no
 # sender keeps wait for it, as far as they fit into so many bytes.
 _RETRY_INTERVAL = 1.0
@@ -45,14 +55,14 @@ class _File:
     is_new: bool = True
     is_dirty: bool = False
     used_at: float = 0.0
+    checked_at: float = 0.0  # whether it was deleted
     safe_bytes: int = 0  # its length when it was last synced
-    plain: int = 0  # records since then that no sender keeps
+    plain: int = 0  # records since then, or since it was checked, that no sender keeps
 
     @property
-    def mark(self) -> str:
-        """The inode and the length, in bytes."""
-        status = os.fstat(self.output.fd)
-        return f"{status.st_ino} {status.st_size}"
+    def mark(self) -> Mark:
+        """What is to be remembered of it."""
+        return Mark.of(self.output.fd, self.output.run)
 
 
 class FileSink(Sink):
@@ -64,16 +74,17 @@ class FileSink(Sink):
         context: What comes from outside.
 
     Raises:
-        ValueError: If ``to`` is no template.
+        SettingsError: If ``to`` is no template.
 
     """
 
     def __init__(self, to: str, context: Context) -> None:
         if context.options:
-            raise ValueError("-X is for what --to SCHEME:// names")
+            raise SettingsError("-X is for what --to SCHEME:// names")
         self._context = context
         self._template = Template(to, _WHAT, _file_name)
         self._files: OrderedDict[str, _File] = OrderedDict()  # by path; used last, last
+        self._given: Sequence[Batch] | None = None  # to the write that goes on
         self._todo: deque[tuple[str, Batch]] = deque()
         self._opened: dict[str, str] = {}  # not yet remembered
         # Closed: written to since the last sync; before it; and remembered as they are.
@@ -82,8 +93,14 @@ class FileSink(Sink):
         self._closed: set[str] = set()
         self._marks: dict[str, str | None] = {}  # of the last sync
         self._output: Output | None = None  # that is being written
+        self._journal: Journal | None = None
+        self._own = [*context.own]
+        if context.directory:
+            self._own += [context.directory / name for name in Journal.NAMES]
+        self._is_cut_back = False
+        self._has_turned = False  # since the last sync that was good
         self._unsynced: list[tuple[str, Batch]] = []  # that senders keep
-        self._again: list[tuple[str, Batch]] = []  # what a failed sync has undone
+        self._again: list[tuple[str, Batch]] = []  # what a failed sync or a deletion has undone
         # By path, why it cannot be opened, until it is time to try again.
         self._unusable: dict[str, str] = {}
         self._retry_at = 0.0
@@ -130,14 +147,20 @@ class FileSink(Sink):
         if self.labelled and not set("{%") & set(directory) and self._is_own(self._fixed_path):
             raise SinkSetupError(f"{directory} is for files of zmqpull itself: not for --to")
         ours = {path: mark for path, mark in marks.items() if path.startswith("/") and mark}
-        for path, mark in ours.items():
-            inode, length = map(int, mark.split())
-            if found := _find(path, inode):
-                self._cut_back(found, length)
-        fault_point("cut-back")
-        if ours:
-            await self._context.remember(dict.fromkeys(ours))
-        fault_point("files-forgotten")
+        if self._context.directory and not self._journal:
+            with _telling(f"the journal in {self._context.directory}"):
+                self._journal = Journal(self._context.directory)
+        if self._journal and not self._is_cut_back:
+            places = _Places()
+            for path, mark in ours.items():
+                claims = self._journal.claims.get(path, [])
+                self._cut_back(path, Mark.parse(mark), claims, places)
+            fault_point("cut-back")
+            if ours:
+                await self._context.remember(dict.fromkeys(ours))
+            fault_point("files-forgotten")
+            self._journal.clear()
+            self._is_cut_back = True  # and not again after a stall
         if self._template.varies:
             # What no label can change shall fail now, and not with each record.
             constant = re.split("[{%]", self._fixed_path, maxsplit=1)[0]
@@ -146,21 +169,59 @@ class FileSink(Sink):
             self._open(self._fixed_path)
         return ()
 
-    def _cut_back(self, path: str, length: int) -> None:
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    def _cut_back(self, path: str, mark: Mark, claims: Sequence[Claim], places: "_Places") -> None:
+        """Cut off what was written and not committed, wherever the file is now."""
+        claims = chain(claims, mark.length)
+        claimed = claims[-1].end - mark.length if claims else 0
+        for place in places.of(path, mark.inode, far=claimed > 0):
             try:
-                excess = os.fstat(fd).st_size - length
-                if excess > 0:
-                    os.ftruncate(fd, length)
-                    os.fsync(fd)
-                    self._context.reporter.notice(
-                        f"cut off {excess} bytes of {path}: they were not committed"
-                    )
+                fd = os.open(place, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as exc:
+                if path == self._fixed_path and exc.errno != errno.ENOENT:
+                    raise SinkError(f"cannot cut {path} back: {exc.strerror}") from exc
+                continue
+            try:
+                if mark.fits(fd):
+                    self._cut(fd, place, mark, claims)
+                    return
+            except SinkStalledError:
+                raise
+            except SinkError as exc:
+                if isinstance(exc, SinkBusyError) and path == self._fixed_path:
+                    raise
+                self._report_kept(fd, place, mark, str(exc))
+                return
             finally:
                 os.close(fd)
-        except OSError as exc:
-            raise SinkError(f"cannot cut {path} back: {exc.strerror}") from exc
+        if claimed:
+            self._context.reporter.warn(
+                f"cannot find what {path} was: up to {claimed} bytes that were not acknowledged "
+                f"are in it, and come again"
+            )
+
+    def _cut(self, fd: int, place: str, mark: Mark, claims: Sequence[Claim]) -> None:
+        with _telling(place):
+            lock(fd, place)
+            size = os.fstat(fd).st_size
+            if size == mark.length:
+                return
+            may_be_ours = claims and size <= claims[-1].end and mark.run in ("-", run_of(fd))
+            if not may_be_ours or not all(claim.holds(fd, size) for claim in claims):
+                reason = "nothing proves that they were written here"
+                self._report_kept(fd, place, mark, reason)
+                return
+            os.ftruncate(fd, mark.length)
+            os.fsync(fd)
+        self._context.reporter.notice(
+            f"cut off {size - mark.length} bytes of {place}: they were not committed"
+        )
+
+    def _report_kept(self, fd: int, place: str, mark: Mark, reason: str) -> None:
+        if excess := os.fstat(fd).st_size - mark.length:
+            self._context.reporter.warn(
+                f"kept the last {excess} bytes of {place} ({reason}): records that were not "
+                f"acknowledged may be there twice"
+            )
 
     def _open(self, path: str) -> None:
         while len(self._files) >= _MAX_OPEN:
@@ -169,13 +230,13 @@ class FileSink(Sink):
             _make_directory(os.path.dirname(path))
         if self._is_own(path):
             raise SinkError(f"cannot use {path}: it is for files of zmqpull itself")
-        output = Output(path)
+        output = Output(path, self._context.reporter)
         if self._template.varies and not output.is_regular:
             output.close()
             raise SinkError(f"cannot use {path}: it is no regular file")
         file = self._files[path] = _File(output)
         if output.is_regular:
-            file.safe_bytes = os.fstat(output.fd).st_size
+            file.safe_bytes = output.status.st_size
         if path in self._evicted or path in self._settled:
             # What is remembered stays until all that is in the file is acknowledged.
             self._evicted.pop(path, None)
@@ -184,7 +245,7 @@ class FileSink(Sink):
         elif file.output.is_regular:
             self._closed.discard(path)
             self._marks.pop(path, None)  # it is not to be forgotten any more
-            self._opened[path] = file.mark
+            self._opened[path] = file.mark.to_text()
         fault_point("file-opened")
 
     def _is_own(self, path: str) -> bool:
@@ -193,14 +254,18 @@ class FileSink(Sink):
             path == os.path.abspath(own)
             or _is_same(own, path)
             or (self.labelled and _is_same(own, os.path.dirname(path)))
-            for own in self._context.own
+            for own in self._own
         )
 
     def _evict(self) -> None:
-        path, file = self._files.popitem(last=False)
+        path, file = next(iter(self._files.items()))
+        if file.output.is_deleted:
+            self._take_back(path)
+            return
+        del self._files[path]
         if file.is_dirty:
             _sync(path, os.dup(file.output.fd), is_new=file.is_new)
-            self._evicted[path] = file.mark
+            self._evicted[path] = file.mark.to_text()
         else:
             self._closed.add(path)
         file.output.close()
@@ -215,7 +280,8 @@ class FileSink(Sink):
             SinkError: If a file cannot be written.
 
         """
-        if not self._todo:
+        if batches is not self._given:
+            self._given = batches
             self._todo.extend((self._path(batch), batch) for batch in batches)
         if self._unusable and time.monotonic() >= self._retry_at:
             self._unusable.clear()
@@ -226,12 +292,14 @@ class FileSink(Sink):
         self._again.clear()
         while self._todo:
             await self._open_next()
+            self._note_next()
             for path, batch in [*islice(self._todo, _MAX_OPEN)]:
                 if path in self._unusable or batch.stream in self._deferred:
                     self._set_aside(path, batch)
                 else:
                     await self._write(path, batch)
                 self._todo.popleft()
+        self._given = None
 
     async def _write(self, path: str, batch: Batch) -> None:
         file = self._files[path]
@@ -240,10 +308,15 @@ class FileSink(Sink):
         await file.output.write(batch.payload)
         if file.is_dirty and batch.stream:
             self._unsynced.append((path, batch))
-        elif file.is_dirty:
+        elif file.output.is_regular:
             file.plain += batch.records
 
     async def _open_next(self) -> None:
+        for path in {path for path, _ in islice(self._todo, _MAX_OPEN)} & self._files.keys():
+            file = self._files[path]
+            if self._context.safe or time.monotonic() > file.checked_at + _CHECK_INTERVAL:
+                self._check(path, file)
+        self._refuse_again()
         for path, _ in islice(self._todo, _MAX_OPEN):
             if path in self._unusable:
                 continue
@@ -261,6 +334,54 @@ class FileSink(Sink):
             # Before anything is written to them, so that it can be cut off again.
             opened, self._opened = self._opened, {}
             await self._context.remember(opened)
+
+    def _check(self, path: str, file: _File) -> None:
+        """Close a file that somebody has deleted, so that it is made anew."""
+        if file.output.is_deleted:
+            self._take_back(path)
+        elif not self._context.safe:
+            file.checked_at = time.monotonic()
+            file.plain = 0
+
+    def _take_back(self, path: str) -> None:
+        """Have all that is in a deleted file, and not safe, written again."""
+        file = self._files[path]
+        self._close(path)
+        if self._output is file.output:  # if a batch is half written, all of it is to come
+            self._output = None
+        self._again += [each for each in self._unsynced if each[0] == path]
+        self._unsynced = [each for each in self._unsynced if each[0] != path]
+        self.lost += file.plain
+        self._complaints.warn(f"{path} was deleted: making it anew", kind=f"deleted {path}")
+
+    def _refuse_again(self) -> None:
+        if self._again:
+            raise SinkStalledError(f"{self._again[0][0]}: it was deleted")
+
+    def _note_next(self) -> None:
+        """Note in the journal what is written next, so that it can be cut off again."""
+        if not self._journal:
+            return
+        ends: dict[str, int] = {}
+        claims = []
+        set_aside = {*self._deferred}
+        for path, batch in islice(self._todo, _MAX_OPEN):
+            if path in self._unusable or batch.stream in set_aside:
+                if batch.stream and not self._context.buries:
+                    set_aside.add(batch.stream)
+                continue
+            output = self._files[path].output
+            if not output.is_regular:
+                continue
+            if path not in ends:
+                begun = len(batch.payload) - output.begun_bytes if output.begun_bytes else 0
+                ends[path] = output.status.st_size - begun
+            if batch.payload:
+                claims.append((path, Claim.of(ends[path], batch.payload)))
+                ends[path] += len(batch.payload)
+        with _telling(f"the journal in {self._context.directory}"):
+            self._journal.note(claims)
+        fault_point("files-noted")
 
     def _note_unusable(self, path: str, error: SinkError) -> None:
         if not self._unusable:
@@ -304,6 +425,10 @@ class FileSink(Sink):
             SinkError: If that fails for another reason.
 
         """
+        for path, file in [*self._files.items()]:
+            if file.is_dirty and file.output.is_deleted:
+                self._take_back(path)
+        self._refuse_again()
         self._close_idle()
         closed, evicted, settled = self._closed, self._evicted, self._settled
         marks = self._marks = dict.fromkeys(closed | settled) | evicted
@@ -311,11 +436,16 @@ class FileSink(Sink):
         written, self._unsynced = self._unsynced, []
         dirty = {path: file for path, file in self._files.items() if file.is_dirty}
         plain = {path: file.plain for path, file in dirty.items()}
+        lengths = {}
         work = []
         for path, file in dirty.items():
-            marks[path] = file.mark
+            mark = file.mark
+            marks[path], lengths[path] = mark.to_text(), mark.length
             work.append(partial(_sync, path, os.dup(file.output.fd), is_new=file.is_new))
             file.is_new = file.is_dirty = False
+        if self._journal and not self._has_turned:
+            self._journal.turn()
+            self._has_turned = True
 
         def sync_all() -> None:
             for sync in work:
@@ -332,8 +462,9 @@ class FileSink(Sink):
                 self._settled |= settled
                 self._evicted = evicted | self._evicted
                 raise
+        self._has_turned = False
         for path, file in dirty.items():
-            file.safe_bytes = int((marks[path] or "").split()[1])
+            file.safe_bytes = lengths[path]
             file.plain -= plain[path]
         rejected, self._rejected = self._rejected, []
         deferred, self._deferred = [*self._deferred.values()], {}
@@ -341,7 +472,7 @@ class FileSink(Sink):
 
     def _cut_unsynced(self, dirty: Mapping[str, _File]) -> None:
         # There was no room for what was not synced, and the kernel may have forgotten it.
-        for file in dirty.values():
+        for file in (file for path, file in dirty.items() if self._files.get(path) is file):
             os.ftruncate(file.output.fd, file.safe_bytes)
             self.lost += file.plain
             file.plain = 0
@@ -362,18 +493,21 @@ class FileSink(Sink):
     def rotate(self) -> None:
         """Open files anew."""
         for path, file in [*self._files.items()]:
-            if self._template.varies:
+            if file.output.is_deleted:
+                self._take_back(path)
+                if not self._template.varies:
+                    with contextlib.suppress(SinkError):  # the next write reports it
+                        self._open(path)
+            elif self._template.varies:
                 self._close(path)
-                continue
-            if not file.output.is_regular:
-                continue
-            try:
-                file.output.reopen()
-            except SinkError as exc:
-                self._context.reporter.warn(f"{exc}: still writing to the old file")
-                continue
-            file.is_new = True
-            self._opened[path] = file.mark
+            elif file.output.is_regular:
+                try:
+                    if file.output.reopen():
+                        file.is_new = True
+                        file.safe_bytes = file.output.status.st_size
+                        self._opened[path] = file.mark.to_text()
+                except SinkError as exc:
+                    self._context.reporter.warn(f"{exc}: still writing to the old file")
 
     async def close(self) -> Marks:
         """Note that all files hold only what is remembered, so that none is cut back."""
@@ -425,21 +559,50 @@ def _is_same(path: Path, other: str) -> bool:
         return False
 
 
-def _find(path: str, inode: int) -> str | None:
-    """
-    Return where the file is now: somebody may have renamed it within its directory.
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Make a :class:`SinkError` of what the system says."""
+    try:
+        yield
+    except OSError as exc:
+        if has_no_room(exc):
+            raise SinkStalledError(f"{what}: {exc.strerror}") from exc
+        raise SinkError(f"cannot write to {what}: {exc.strerror}") from exc
 
-    To a name that begins alike, as after a rotation: another file may have got its inode.
-    """
-    with contextlib.suppress(OSError):
-        if os.stat(path).st_ino == inode:
-            return path
-    stem = os.path.basename(path).partition(".")[0]
-    with contextlib.suppress(OSError), os.scandir(os.path.dirname(path) or ".") as entries:
-        for entry in entries:
-            if entry.inode() == inode and entry.name.startswith(stem):
-                return entry.path
-    return None
+
+class _Places:
+    """Where files are now: somebody may have renamed them, as a rotation does."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[dict[int, str], list[str]]] = {}
+
+    def of(self, path: str, inode: int, *, far: bool) -> Iterator[str]:
+        """
+        Yield where a file may be that had a path and an inode.
+
+        There, in that directory, and if it is ``far``, in those below, beside and above it.
+        """
+        yield path
+        near = os.path.dirname(path)
+        directories = [near]
+        if far:
+            above = os.path.dirname(near)
+            directories += [*self._look(near)[1], above, *self._look(above)[1]]
+        for directory in directories:
+            if place := self._look(directory)[0].get(inode):
+                yield place
+
+    def _look(self, directory: str) -> tuple[dict[int, str], list[str]]:
+        """Return the files of a directory by inode, and the directories in it."""
+        if directory not in self._seen:
+            files, directories = self._seen[directory] = {}, []
+            with contextlib.suppress(OSError), os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(entry.path)
+                    else:
+                        files[entry.inode()] = entry.path
+        return self._seen[directory]
 
 
 def _file_name(label: str) -> str:

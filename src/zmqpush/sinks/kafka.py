@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from zmqpush.errors import SinkError, SinkStalledError
+from zmqpush.background import begin, end_with
+from zmqpush.errors import SettingsError, SinkError, SinkStalledError
 from zmqpush.faults import fault_point
 from zmqpush.sinks import Batch, Context, Held, Marks, Rejection, Sink, Synced
 from zmqpush.sinks.kafka_client import CALL_TIMEOUT, KafkaClient, reason_of
@@ -111,7 +112,7 @@ class KafkaSink(Sink):
         context: What comes from outside.
 
     Raises:
-        ValueError: If ``to`` is no such URL, or a property is wrong.
+        SettingsError: If ``to`` is no such URL, or a property is wrong.
 
     """
 
@@ -122,7 +123,9 @@ class KafkaSink(Sink):
         self.labelled = self._template.labelled
         self._client = KafkaClient(brokers, context.options, self._note_error)
         if self._client.transactional and not context.remembers:
-            raise ValueError("-X transactional.id needs --state: without it repeats are not known")
+            raise SettingsError(
+                "-X transactional.id needs --state: without it repeats are not known"
+            )
         self._context = context
         self._producer: Producer | None = None
         self._broken: KafkaError | None = None  # the producer is, for good
@@ -321,7 +324,7 @@ class KafkaSink(Sink):
             self._offsets[topic] = found
             self._marks |= self._marks_of(topic)
         if self._context.remembers and not self._asking and time.monotonic() > self._ask_at:
-            self._asking = asyncio.create_task(self._ask_for_ends())
+            self._asking = begin(self._ask_for_ends())
 
     async def _confirm(self) -> None:
         """Wait until what is produced is confirmed, or is to do again."""
@@ -484,7 +487,7 @@ class KafkaSink(Sink):
     def _poll_now_and_then(self) -> None:
         self._poll()
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(self._thread, self._client.poll)
+        end_with(loop.run_in_executor(self._thread, self._client.poll))
         loop.call_later(_POLL_INTERVAL, self._poll_now_and_then)
 
     def _note_failure(self, error: KafkaError, message: Any) -> None:
@@ -580,7 +583,7 @@ def _parse(to: str) -> tuple[str, str]:
         or not match
         or not re.fullmatch(r"[A-Za-z0-9._-]*", _CODE.sub("", topic))
     ):
-        raise ValueError(f"--to kafka:// needs brokers and a topic; a good one is {_GOOD}")
+        raise SettingsError(f"--to kafka:// needs brokers and a topic; a good one is {_GOOD}")
     return brokers, topic
 
 

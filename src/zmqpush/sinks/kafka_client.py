@@ -14,6 +14,8 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from zmqpush.errors import SettingsError
+
 # By partition: where it begins and where it ends.
 Extents = Mapping[int, tuple[int, int]]
 
@@ -89,7 +91,7 @@ class KafkaClient:
         transactional: Whether there is a ``transactional.id``.
 
     Raises:
-        ValueError: If a property is unknown, has a bad value, or is not for users.
+        SettingsError: If a property is unknown, has a bad value, or is not for users.
 
     """
 
@@ -100,7 +102,7 @@ class KafkaClient:
             allowed = _FIXED.get(name)
             if name.endswith("_cb") or (allowed is not None and value.lower() not in allowed):
                 rest = f": it is {allowed[0]}" if allowed else ""
-                raise ValueError(f"-X {name} cannot be set: delivery relies on it{rest}")
+                raise SettingsError(f"-X {name} cannot be set: delivery relies on it{rest}")
         self.transactional = "transactional.id" in options
         common: dict[str, Any] = {**_DEFAULTS, **options, "logger": _log, "error_cb": on_error}
         common.pop("delivery.report.only.error", None)  # that is no text
@@ -119,9 +121,9 @@ class KafkaClient:
         try:
             Producer(self._producing)  # it has no brokers yet, and so connects to nothing
         except KafkaException as exc:
-            raise ValueError(f"-X: {exc.args[0].str()}") from exc
+            raise SettingsError(f"-X: {exc.args[0].str()}") from exc
         except (TypeError, ValueError) as exc:
-            raise ValueError(f"-X: {exc}") from exc
+            raise SettingsError(f"-X: {exc}") from exc
         self._brokers = {"bootstrap.servers": brokers}
         self._watcher: Consumer | None = None
         self._connecting: Producer | None = None

@@ -24,7 +24,8 @@ from typing import Any
 from nats.aio.msg import Msg
 from nats.errors import Error, NoRespondersError, NoServersError
 
-from zmqpush.errors import SinkSetupError, SinkStalledError, ZmqpushError
+from zmqpush.background import begin
+from zmqpush.errors import SettingsError, SinkSetupError, SinkStalledError, ZmqpushError
 from zmqpush.faults import fault_point
 from zmqpush.settings import NatsUnit
 from zmqpush.sinks import Batch, Context, Held, Marks, Rejection, Sink, Synced
@@ -47,6 +48,12 @@ _MAX_BYTES = 8 << 20
 _ANSWER_TIMEOUT = 10.0
 _STALL_TIMEOUT = 1.0
 _FIRST_DELAY, _MAX_DELAY = 0.1, 2.0
+# Streams can be changed so that they keep nothing, and go on confirming: they are looked at again
+# after so many seconds.
+_LOOK_INTERVAL = 10.0
+# A server that hung may store what came before an interruption after the end of the stream was
+# read: then only the name keeps it from being there twice. In seconds.
+_MIN_WINDOW = 10.0
 _TAIL_BATCH = 500
 # What JetStream's errors mean.
 _TOO_LARGE = 10054
@@ -83,24 +90,29 @@ class NatsSink(Sink):
         context: What comes from outside.
 
     Raises:
-        ValueError: If ``to`` or an option cannot be understood.
+        SettingsError: If ``to`` or an option cannot be understood.
 
     """
 
     def __init__(self, to: str, context: Context) -> None:
         match = _URL.fullmatch(to)
         if not match or "@" in match[3] or not all(map(_is_host, match[2].split(","))):
-            raise ValueError("--to nats:// needs a host and a subject: nats://HOST[:PORT]/SUBJECT")
+            raise SettingsError(
+                "--to nats:// needs a host and a subject: nats://HOST[:PORT]/SUBJECT"
+            )
         self._template = Template(match[3], _WHAT, _token)
         if _BAD_SUBJECT.search(match[3]):
-            raise ValueError(f"{match[3]!r} is no subject to publish to")
+            raise SettingsError(f"{match[3]!r} is no subject to publish to")
         if re.search(r"[^.]\{|\}[^.]", match[3]):
-            raise ValueError("a label is a whole token of a subject, as in logs.{type}.{host}")
+            raise SettingsError("a label is a whole token of a subject, as in logs.{type}.{host}")
         self._servers = [f"nats://{host}" for host in match[2].split(",")]
         self._context = context
         self._options = read_options(context.options, match[1])
         connect_options(self._options)  # so that what is wrong with it is told now
-        self._unit = NatsUnit(context.options.get("unit", NatsUnit.RECORD))
+        unit = context.options.get("unit", NatsUnit.RECORD)
+        if unit not in {*NatsUnit}:
+            raise SettingsError(f"-X unit={unit} is none of {', '.join(NatsUnit)}")
+        self._unit = NatsUnit(unit)
         domain = self._options.get("js-domain")
         self._api = f"$JS.{domain}.API" if domain else "$JS.API"
         self.name = f"nats://{match[2]}/{match[3]}"
@@ -122,7 +134,7 @@ class NatsSink(Sink):
         self._base: dict[str, int] = {}
         self._next_base: tuple[int, dict[str, int]] = (0, {})
         self._made: dict[str, str] = {}  # when each stream was
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()  # streams, and what was warned of
         self._held: list[Held] = []
         self._client: NatsClient | None = None
         self._tokens = count()
@@ -153,7 +165,7 @@ class NatsSink(Sink):
                     seq, _, made = mark.partition(" ")
                     stream = name.removeprefix("nats:")
                     self._seqs[stream], self._made[stream] = int(seq), made
-            self._task = asyncio.create_task(self._run())
+            self._task = begin(self._run())
         await self._until(lambda: self._is_open)
         return self._held
 
@@ -304,14 +316,14 @@ class NatsSink(Sink):
             moved = self._moved
             try:
                 await self._work()
+            except NoServersError:
+                pass  # `_on_error` has been told why
+            except (_InterruptedError, Error, OSError, ValueError, TimeoutError) as exc:
+                self._reason = reason_of(exc)  # also what has become wrong with an option's file
             except ZmqpushError as exc:
                 self._error = exc
                 self._changed.set()
                 return
-            except NoServersError:
-                pass  # `_on_error` has been told why
-            except (_InterruptedError, Error, OSError, ValueError, TimeoutError) as exc:
-                self._reason = reason_of(exc)
             except Exception as exc:  # nats-py raises what it meets
                 self._reason = f"{type(exc).__name__}: {reason_of(exc)}"
             delay = _FIRST_DELAY if self._moved > moved else min(2 * delay, _MAX_DELAY)
@@ -320,16 +332,20 @@ class NatsSink(Sink):
     async def _work(self) -> None:
         self._refusal = ""
         client = await self._connected()
-        ends = await self._look(client)
+        streams = await self._look(client)
         if not self._is_open or any(message.sent_at for message in self._pending):
-            for stream, end in ends.items():
-                await self._read_tail(client, stream, end)
+            for stream, info in streams.items():
+                await self._read_tail(client, stream, info)
         self._line_up()
         self._reason = "no answer"
         if not self._is_open:
             self._is_open = True
             self._move()
+        looked_at = time.monotonic()
         while not client.is_closed:
+            if time.monotonic() > looked_at + _LOOK_INTERVAL:
+                await self._look(client)
+                looked_at = time.monotonic()
             self._wake.clear()
             await self._send(client)
             with contextlib.suppress(TimeoutError):
@@ -470,8 +486,8 @@ class NatsSink(Sink):
             raise _InterruptedError(_explain(found["error"])[1])
         return found
 
-    async def _look(self, client: NatsClient) -> dict[str, int]:
-        """Find the streams, and what they take; return where each ends."""
+    async def _look(self, client: NatsClient) -> dict[str, dict[str, Any]]:
+        """Find the streams, and what they take; return what the server says of each."""
         tokens = self._template.text.split(".")
         self._pattern = ".".join("*" if {*token} & {*"{%"} else token for token in tokens)
         streams: list[str] = []
@@ -482,14 +498,16 @@ class NatsSink(Sink):
             streams += found.get("streams") or ()
             if not found.get("streams") or len(streams) >= found.get("total", 0):
                 break
-        ends: dict[str, int] = {}
-        self._limit = client.max_payload - _HEADER_BYTES
-        if self._limit <= 0:
-            self._give_up(f"the server takes no messages of more than {client.max_payload} bytes")
+        infos: dict[str, dict[str, Any]] = {}
+        limit = client.max_payload
+        if limit <= _HEADER_BYTES:
+            self._give_up(f"the server takes no messages of more than {limit} bytes")
         for stream in streams:
-            info = await self._request(client, f"STREAM.INFO.{stream}")
+            info = infos[stream] = await self._request(client, f"STREAM.INFO.{stream}")
             self._check(stream, info["config"])
-            end, made = ends[stream], _ = info["state"]["last_seq"], info["created"]
+            if info["config"]["max_msg_size"] > 0:
+                limit = min(limit, info["config"]["max_msg_size"])
+            end, made = info["state"]["last_seq"], info["created"]
             if stream not in self._seqs:
                 await self._context.remember({f"nats:{stream}": f"{end} {made}"})
                 self._seqs[stream] = self._base[stream] = end
@@ -497,10 +515,11 @@ class NatsSink(Sink):
                 self._seqs[stream] = self._base[stream] = 0
             self._made[stream] = made
             self._base.setdefault(stream, self._seqs[stream])
-        if not ends:
+        if not infos:
             command = f"nats stream add logs --subjects '{self._pattern}'"
             self._give_up(f"no stream takes {self._pattern}; make one: {command}")
-        return ends
+        self._limit = limit - _HEADER_BYTES
+        return infos
 
     def _give_up(self, why: str) -> None:
         """Say what must be set up first; when it was once, wait for it."""
@@ -509,32 +528,40 @@ class NatsSink(Sink):
         raise SinkSetupError(f"{self.name}: {why}")
 
     def _check(self, stream: str, config: Mapping[str, Any]) -> None:
+        retention = config.get("retention", "limits")
         for what, is_so in {
             "is sealed": config.get("sealed"),
             "does not acknowledge": config.get("no_ack"),
-            "is a work queue, whose end cannot be read": config.get("retention") == "workqueue",
+            "holds counters, not records": config.get("allow_msg_counter"),
+            f"confirms messages and does not keep them (retention: {retention}); make one with "
+            "--retention limits": retention != "limits",
             "takes no messages of this size": -1 < config["max_msg_size"] <= _HEADER_BYTES,
         }.items():
             if is_so:
                 self._give_up(f"the stream {stream} {what}")
-        if config["max_msg_size"] > 0:
-            self._limit = min(self._limit, config["max_msg_size"] - _HEADER_BYTES)
-        if config["storage"] == "memory" and stream not in self._told:
-            self._told.add(stream)
-            self._context.reporter.warn(
-                f"{self.name}: the stream {stream} is in memory: what it holds ends with its server"
-            )
+        window = config.get("duplicate_window", 0) / 1e9
+        for what, is_so in {
+            "is in memory: what it holds ends with its server": config["storage"] == "memory",
+            "acknowledges records before they are on its disk (persist_mode: async): what it had "
+            "not written is lost when its server dies": config.get("persist_mode") == "async",
+            f"knows the names of messages for {window:g} s (duplicate_window): after a hang of its "
+            f"server some may be there twice; set {_MIN_WINDOW:g} s or more": window < _MIN_WINDOW,
+        }.items():
+            if is_so and (stream, what) not in self._told:
+                self._told.add((stream, what))
+                self._context.reporter.warn(f"{self.name}: the stream {stream} {what}")
 
-    async def _read_tail(self, client: NatsClient, stream: str, end: int) -> None:
+    async def _read_tail(self, client: NatsClient, stream: str, info: Mapping[str, Any]) -> None:
         """Take note of what the stream holds after what is known of it."""
-        begin = self._base[stream] + 1
+        begin, end = self._base[stream] + 1, info["state"]["last_seq"]
         self._seqs[stream] = end
         if begin > end:
             return
         ours = {message.id: message for message in self._pending if message.sent_at}
         held: dict[str, Held] = {}
         consumer = f"zmqpull-{secrets.token_hex(8)}"
-        await self._make_consumer(client, stream, consumer, begin)
+        limits = info["config"].get("consumer_limits", {})
+        await self._make_consumer(client, stream, consumer, begin, limits)
         answers: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox, cb=answers.put)
@@ -581,8 +608,9 @@ class NatsSink(Sink):
             held[stream] = Held(stream, first, records, place)
 
     async def _make_consumer(
-        self, client: NatsClient, stream: str, consumer: str, begin: int
+        self, client: NatsClient, stream: str, consumer: str, begin: int, limits: Mapping[str, int]
     ) -> None:
+        idle = int(3 * _ANSWER_TIMEOUT * 1e9)
         config: dict[str, object] = {
             "name": consumer,
             "deliver_policy": "by_start_sequence",
@@ -592,7 +620,7 @@ class NatsSink(Sink):
             "headers_only": True,
             "mem_storage": True,
             "num_replicas": 1,
-            "inactive_threshold": int(3 * _ANSWER_TIMEOUT * 1e9),
+            "inactive_threshold": min(idle, limits.get("inactive_threshold") or idle),
         }
         await self._request(
             client, f"CONSUMER.CREATE.{stream}.{consumer}", stream_name=stream, config=config

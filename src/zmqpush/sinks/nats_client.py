@@ -14,6 +14,8 @@ from urllib.parse import unquote
 from nats.aio.client import Client
 from nats.errors import Error
 
+from zmqpush.errors import SettingsError
+
 # Options, as the flags of the command ``nats`` are called, and where that looks for them, too.
 _AUTH = {
     "user": "NATS_USER",
@@ -28,9 +30,11 @@ _RANDOM = re.compile(r"(?i)(\bzmqpull|_inbox)[-.]\w[\w.]*")
 # nats-py keeps what the connection does not take: that is bounded by what is not confirmed.
 _NO_LIMIT = 1 << 40
 
-# Neither nats-py nor what it leaves behind is to print.
-for _name in ("nats", "asyncio"):
-    logging.getLogger(_name).addHandler(logging.NullHandler())
+# nats-py is not to print, nor what asyncio says when nats-py writes to a connection that broke.
+logging.getLogger("nats").addHandler(logging.NullHandler())
+logging.getLogger("asyncio").addFilter(
+    lambda record: record.msg != "socket.send() raised exception."
+)
 
 
 class NatsClient(Client):
@@ -74,7 +78,7 @@ def connect_options(options: Mapping[str, str]) -> dict[str, Any]:
     Return what nats-py is told; files are read anew for each connection.
 
     Raises:
-        ValueError: If one cannot be used.
+        SettingsError: If one cannot be used.
 
     """
     tls = None
@@ -110,12 +114,12 @@ def read_options(given: Mapping[str, str], login: str | None) -> dict[str, str]:
     Return the options by name: of ``-X``, of the URL, of the environment.
 
     Raises:
-        ValueError: If there is no such option.
+        SettingsError: If there is no such option.
 
     """
     unknown = {*given} - {*OPTIONS, "unit"}
     if unknown:
-        raise ValueError(f"-X {min(unknown)} is none of {', '.join(OPTIONS)}")
+        raise SettingsError(f"-X {min(unknown)} is none of {', '.join(OPTIONS)}")
     options = {name: value for name, value in given.items() if name in OPTIONS}
     if login:
         user, colon, password = map(unquote, login.partition(":"))
@@ -133,7 +137,7 @@ def _read(path: str) -> str:
         with open(path) as file:
             return file.read()
     except OSError as exc:
-        raise ValueError(f"cannot read {path}: {exc.strerror}") from exc
+        raise SettingsError(f"cannot read {path}: {exc.strerror}") from exc
 
 
 def _tls_context(options: Mapping[str, str]) -> ssl.SSLContext:
@@ -145,7 +149,7 @@ def _tls_context(options: Mapping[str, str]) -> ssl.SSLContext:
         if "tlscert" in options:
             context.load_cert_chain(options["tlscert"], options.get("tlskey"))
     except ssl.SSLError as exc:
-        raise ValueError(f"the certificates or the key cannot be used: {exc.reason}") from exc
+        raise SettingsError(f"the certificates or the key cannot be used: {exc.reason}") from exc
     return context
 
 
@@ -153,4 +157,4 @@ def _check_creds(path: str) -> None:
     # nats-py would look for them for ever.
     text = _read(path)
     if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
-        raise ValueError(f"{path} is no file of NATS credentials")
+        raise SettingsError(f"{path} is no file of NATS credentials")

@@ -2,10 +2,12 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+from zmqpush.errors import SettingsError
 
 _FIELD = re.compile(r"\{(\w*)\}")
-_FIELDS = {"type", "host"}
+_FIELDS = ("type", "host")
 _TIME_CODE = re.compile(r"%(.?)", re.DOTALL)
 _TIME_CODES = "YmdHMSjyabABeuwUWVGFTRsZzp%"
 
@@ -24,16 +26,16 @@ class Template:
         varies: Whether they depend on anything.
 
     Raises:
-        ValueError: If no names can be made of it.
+        SettingsError: If no names can be made of it.
 
     """
 
     def __init__(self, text: str, what: tuple[str, str], clean: Callable[[str], str]) -> None:
         names = _FIELD.findall(text)
-        rest = _FIELD.sub("", text)
-        codes = [code for code in _TIME_CODE.findall(text) if not code or code not in _TIME_CODES]
-        if not set(names) <= _FIELDS or "{" in rest or "}" in rest or codes:
-            raise ValueError(f"{text!r} is not a template for {what[0]}; a good one is {what[1]}")
+        if wrong := _wrong(text, names):
+            raise SettingsError(
+                f"{text!r} is not a template for {what[0]}: {wrong}; a good one is {what[1]}"
+            )
         self.text = text
         self._clean = clean
         self.labelled = bool(names)
@@ -49,3 +51,16 @@ class Template:
     def pattern(self, any_label: str) -> str:
         """Return the name it is now, with ``any_label`` in the place of each label."""
         return _FIELD.sub(any_label, time.strftime(self.text) if self.varies else self.text)
+
+
+def _wrong(text: str, names: Sequence[str]) -> str:
+    """Return what of a template cannot be, if there is something."""
+    for name in names:
+        if name not in _FIELDS:
+            return f"{{{name}}} is not one of {', '.join(f'{{{field}}}' for field in _FIELDS)}"
+    if brace := re.search("[{}]", _FIELD.sub("", text)):
+        return f"a {brace[0]} stands alone"
+    for code in _TIME_CODE.findall(text):
+        if not code or code not in _TIME_CODES:
+            return f"%{code} is no time code; a percent sign is %%"
+    return ""
