@@ -25,6 +25,7 @@ from zmqpush.background import run_with_background
 from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
+from zmqpush.descriptors import require_descriptors
 from zmqpush.errors import ConfigError, SettingsError
 from zmqpush.failures import CONFIG_FILE, report_failure
 from zmqpush.omprog import claim_stdout
@@ -680,6 +681,7 @@ def _print_spool_status(spool: Path) -> None:
 def _run(program: str, make: "Callable[[], Pusher | Puller]") -> None:
     context = click.get_current_context()
     reporter = Reporter(program)
+    require_descriptors()
 
     async def run() -> NoReturn:
         try:
