@@ -283,6 +283,24 @@ def test_a_sealed_segment_with_both_copies_of_its_header_damaged_is_kept_and_cou
     assert [path.read_bytes() for path in (slot / "damaged").iterdir()] == [damaged]
 
 
+def test_what_cannot_be_read_at_the_end_is_kept_and_told_when_its_numbers_are_given_again(slot):
+    """The first sector of the last segment is gone, and with it what tells its entries."""
+    fill(slot, 7)
+    data = bytearray(segments(slot)[-1].read_bytes())
+    data[:48] = bytes(48)
+    segments(slot)[-1].write_bytes(data)
+    reports = Reports()
+    spool = open_spool(slot, reporter=reports)
+    assert (spool.recovered, reports) == (4, [])
+    put(spool, 100, 101)
+    sync(spool)
+
+    assert Receiver().take_all(spool) == [1, 2, 3, 4, 100, 101]
+    (line,) = reports
+    assert line.startswith(f"{len(data)} bytes at the end of the spool {slot} cannot be read")
+    assert [path.read_bytes() for path in (slot / "damaged").iterdir()] == [data]
+
+
 @pytest.mark.parametrize("length", [0, 1, 23, 24, 47, 48, HEADER_BYTES - 1, HEADER_BYTES])
 def test_a_segment_with_a_torn_header_is_no_obstacle(slot, length):
     fill(slot, 4)

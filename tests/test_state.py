@@ -425,7 +425,7 @@ def test_a_file_that_a_label_names_and_another_receiver_uses_is_waited_for(
         assert b"is in use by process" in second.stderr.readline()
     kill(child)
     assert shipping.wait(PATIENCE) == 0
-    assert path.read_bytes() == b"one\n"
+    assert path.read_bytes() == b'{"message":"one"}\n'
 
 
 def test_plain_records_in_the_same_file_survive_and_are_never_cut_in_half(

@@ -398,7 +398,8 @@ Examples:
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
 file. SIGHUP reopens the files and reads --allow anew. Exit codes: 0 done, 1 something plain was
-lost at the end, 2 usage, 69 the endpoint cannot be used, 73 another process uses the state or the
+lost at the end, 2 usage, 69 the endpoint cannot be used, 71 too little memory or too few file
+descriptors, 73 another process uses the state or the
 file, 74 the output or the state cannot be written, 78 bad configuration or keys, or nothing in the
 engine takes the records.""",
 )

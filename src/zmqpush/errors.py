@@ -21,6 +21,7 @@ Every exception of the package.
     └─ SinkError        the output cannot be written                   exit 74
        ├─ SinkClosedError   nobody reads the output any more: no failure
        ├─ SinkStalledError  it cannot be written now: tried again
+       │  └─ SinkUndoneError   what was written is to be written again
        ├─ SinkBusyError     another process writes it                  exit 73
        └─ SinkSetupError    somebody must set it up first            exit 78
 
@@ -167,6 +168,10 @@ class SinkClosedError(SinkError):
 
 class SinkStalledError(SinkError):
     """The output takes nothing now: a reason to wait, not to end."""
+
+
+class SinkUndoneError(SinkStalledError):
+    """What was written is gone again: a write of nothing writes it anew."""
 
 
 class SinkBusyError(SinkError):

@@ -82,10 +82,10 @@ class Puller:
         self._plain = PullLink(plain, self._guard, settings.memory) if plain else None
         self._acked = RouterLink(acked, self._guard, settings.memory) if acked else None
         self._decoder = RecordDecoder()
-        self._payloads: Iterator[Payload] = iter(())  # what is left of the frames that came last
         self._receiver = self._make_receiver()  # which knows nobody until the state is open
         self._refused = Tally(reporter, "{} frames were refused: they break the protocol")
         self._skipped = Tally(reporter, "senders have dropped {} records, or cannot read them")
+        self._payloads: Iterator[Payload] = iter(())  # what is left of the frames that came last
         self._arrivals: list[Arrival] = []
         self._work = asyncio.Event()  # there is something to write, sync or reopen
         self._committing = asyncio.Lock()

@@ -415,7 +415,7 @@ class Spool:
     def _begin_segment(self, first: int) -> None:
         path = self._slot / f"{first:020d}.seg2"
         if self._segments and self._segments[-1].first == first:
-            self._remove(self._segments[-1])  # it has no good entry
+            self._remove_unreadable(self._segments[-1])
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             self._fd = os.open(path, flags, 0o600)
@@ -427,6 +427,17 @@ class Spool:
         self._segments.append(Segment(first, path, 0, header))
         self._new_names = True
         fault_point("segment-created")
+
+    def _remove_unreadable(self, segment: Segment) -> None:
+        """Remove a segment without a good entry; it is kept as damaged if its header is bad."""
+        if segment.size and segment.header and not segment.header.size:
+            with contextlib.suppress(OSError):
+                self._reader.read(segment, segment.first, segment.first + 1)
+            self._reporter.warn(
+                f"{segment.size} bytes at the end of the spool {self._slot} cannot be read: "
+                "they are in its directory damaged, as far as there is room"
+            )
+        self._remove(segment)
 
     def _seal(self) -> None:
         if self._fd is None:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from zmqpush.core.held import HeldRecords
 from zmqpush.core.receiver import ANONYMOUS, Floor, Key, Progress
-from zmqpush.errors import SinkError, SinkStalledError
+from zmqpush.errors import SinkError, SinkStalledError, SinkUndoneError
 from zmqpush.faults import fault_point
 from zmqpush.settings import PullSettings
 from zmqpush.sinks import Batch, Context, Deferral, Marks, Rejection, Synced, make_sink
@@ -84,6 +84,7 @@ class Writer:
         self._held_marks: dict[str, list[str]] = {}  # their names, by stream
         self._no_longer_held: list[str] = []  # names of marks, since the last commit
         self._unsynced = False  # something was written since the last sync
+        self._undone = False  # a sync has failed, and what was written is gone
         self._synced_at = time.monotonic()
         self._rotation_due = False
         self._stalled_since: float | None = None
@@ -262,11 +263,16 @@ class Writer:
 
     async def _sync(self) -> Synced:
         async with self._writing:
-            if self.sink.unwritten:  # what an attempt before has undone
+            if self._undone:
                 await self.sink.write(())
+                self._undone = False
             syncing = asyncio.create_task(self.sink.sync())
             await asyncio.sleep(0)  # it has looked what was written
-        return await syncing
+        try:
+            return await syncing
+        except SinkUndoneError:
+            self._undone = True
+            raise
 
     async def _bury(self, rejected: Sequence[Rejection]) -> None:
         """Write down what the sink refuses; without a place for it, wait for the end."""

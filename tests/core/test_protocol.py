@@ -802,6 +802,14 @@ def test_the_labels_of_a_sender_come_with_its_blocks():
     assert arrival.raw is True
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_sender_says_whether_its_lines_are_raw(raw):
+    it = Receiving()
+    _, session = it.greet(raw=raw)
+
+    assert it.say(block(1), session).raw == raw
+
+
 def test_blocks_are_accepted_in_order_and_acknowledged_when_the_sink_holds_them():
     it = Receiving()
     _, session = it.greet()

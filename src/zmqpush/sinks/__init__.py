@@ -127,7 +127,8 @@ class Sink(Protocol):
     Every method may raise:
 
     - ``SinkStalledError``: not now. The same call is made again, with the same arguments,
-      after a while; it must go on where it was.
+      after a while; it must go on where it was. A :meth:`sync` may say that what was written
+      is gone again (``SinkUndoneError``): then a :meth:`write` of nothing comes first.
     - ``SinkError``: never again. The program ends, and senders keep what is not acknowledged.
 
     Attributes:

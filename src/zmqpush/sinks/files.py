@@ -26,6 +26,7 @@ from zmqpush.errors import (
     SinkError,
     SinkSetupError,
     SinkStalledError,
+    SinkUndoneError,
 )
 from zmqpush.faults import fault_point
 from zmqpush.sinks import Batch, Context, Deferral, Held, Marks, Rejection, Sink, Synced
@@ -356,7 +357,7 @@ class FileSink(Sink):
 
     def _refuse_again(self) -> None:
         if self._again:
-            raise SinkStalledError(f"{self._again[0][0]}: it was deleted")
+            raise SinkUndoneError(f"{self._again[0][0]}: it was deleted")
 
     def _note_next(self) -> None:
         """Note in the journal what is written next, so that it can be cut off again."""
@@ -421,7 +422,7 @@ class FileSink(Sink):
         Put on the disk what was written before this call.
 
         Raises:
-            SinkStalledError: If there is no room for it; it is to be written again.
+            SinkUndoneError: If there is no room for it, or a file was deleted.
             SinkError: If that fails for another reason.
 
         """
@@ -455,13 +456,13 @@ class FileSink(Sink):
         if work:
             try:
                 await asyncio.get_running_loop().run_in_executor(None, sync_all)
-            except SinkStalledError:
+            except SinkStalledError as exc:
                 self._cut_unsynced(dirty)
                 self._again = written
                 self._closed |= closed - self._files.keys()
                 self._settled |= settled
                 self._evicted = evicted | self._evicted
-                raise
+                raise SinkUndoneError(str(exc)) from exc
         self._has_turned = False
         for path, file in dirty.items():
             file.safe_bytes = lengths[path]
