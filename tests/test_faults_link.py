@@ -6,6 +6,7 @@ Each line has its number; the numbers tell what was lost, came twice or out of o
 """
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -111,9 +112,9 @@ def verdict(path):
     """Return how many lines there are, how many are lost and doubled, and whether in order."""
     seen = []
     with path.open("rb") as file:
-        for line in file:
-            number, _, rest = line.partition(b" ")
-            assert rest == FILLER + b"\n"
+        for record in file:
+            number, _, rest = json.loads(record)["message"].partition(" ")
+            assert rest == FILLER.decode()
             seen.append(int(number))
     total = max(seen, default=0)
     return total, total - len(set(seen)), len(seen) - len(set(seen)), seen == sorted(seen)

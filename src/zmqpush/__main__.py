@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from zmqpush.errors import EXIT_IO
+from zmqpush.errors import EXIT_IO, EXIT_RESOURCES, ResourceError
 
 # libzmq allocates a message in one thread and frees it in another, so with glibc's small
 # per-thread caches nearly every message waits for the lock of the heap. With these ones
@@ -65,7 +65,21 @@ def _tune_malloc() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _run(command: Callable[..., object], program: str) -> None:
+def _run(load: Callable[[], Callable[..., object]], program: str) -> None:
+    try:
+        _execute(load(), program)
+    except Exception as exc:
+        try:
+            from zmqpush.failures import report_failure
+
+            code = report_failure(exc, program)
+        except (ImportError, MemoryError):  # there is not even room to say why
+            os.write(2, f"{program}: out of memory\n".encode())
+            code = EXIT_RESOURCES
+        sys.exit(code)
+
+
+def _execute(command: Callable[..., object], program: str) -> None:
     # While options are read (a configuration file may be a pipe) Ctrl-C just ends it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -73,39 +87,49 @@ def _run(command: Callable[..., object], program: str) -> None:
     try:
         command(prog_name=program, standalone_mode=False)
     except OSError as exc:  # what is printed, such as the help, cannot be written
+        if ResourceError.of(exc):
+            raise
         from zmqpush.telemetry import Reporter
 
         Reporter(program).warn(str(exc.strerror))
         os._exit(EXIT_IO)
-    except Exception as exc:
-        from zmqpush.failures import report_failure
 
-        sys.exit(report_failure(exc, program))
+
+def _load_push() -> Callable[..., object]:
+    from zmqpush.cli import push
+
+    return push
+
+
+def _load_pull() -> Callable[..., object]:
+    from zmqpush.cli import pull
+
+    return pull
+
+
+def _load_keys() -> Callable[..., object]:
+    from zmqpush.keys_cli import keys
+
+    return keys
 
 
 def push() -> None:
     """Run ``zmqpush``."""
     _prepare()
-    from zmqpush.cli import push as command
-
-    _run(command, "zmqpush")
+    _run(_load_push, "zmqpush")
 
 
 def pull() -> None:
     """Run ``zmqpull``."""
     _prepare()
-    from zmqpush.cli import pull as command
-
-    _run(command, "zmqpull")
+    _run(_load_pull, "zmqpull")
 
 
 def keys() -> None:
     """Run ``zmqpush-keys``."""
     _never_stop_for_a_terminal()
     _hold_standard_descriptors()
-    from zmqpush.keys_cli import keys as command
-
-    _run(command, "zmqpush-keys")
+    _run(_load_keys, "zmqpush-keys")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from zmqpush.background import run_with_background
 from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
+from zmqpush.descriptors import require_descriptors
 from zmqpush.errors import ConfigError, SettingsError
 from zmqpush.failures import CONFIG_FILE, report_failure
 from zmqpush.omprog import claim_stdout
@@ -397,7 +398,8 @@ Examples:
 
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
 file. SIGHUP reopens the files and reads --allow anew. Exit codes: 0 done, 1 something plain was
-lost at the end, 2 usage, 69 the endpoint cannot be used, 73 another process uses the state or the
+lost at the end, 2 usage, 69 the endpoint cannot be used, 71 too little memory or too few file
+descriptors, 73 another process uses the state or the
 file, 74 the output or the state cannot be written, 78 bad configuration or keys, or nothing in the
 engine takes the records.""",
 )
@@ -680,6 +682,7 @@ def _print_spool_status(spool: Path) -> None:
 def _run(program: str, make: "Callable[[], Pusher | Puller]") -> None:
     context = click.get_current_context()
     reporter = Reporter(program)
+    require_descriptors()
 
     async def run() -> NoReturn:
         try:

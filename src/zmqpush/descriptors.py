@@ -9,6 +9,7 @@ file of our own.
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -17,12 +18,41 @@ import struct
 import sys
 from collections.abc import Callable
 
+from zmqpush.errors import ResourceError
+
+# What a program needs for itself, and some to spare.
+_LEAST_FREE = 48
+
 
 def allow_many_descriptors() -> None:
     """Raise the limit on open descriptors as far as the system lets us: each peer takes one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def require_descriptors() -> None:
+    """
+    See that there are enough descriptors to begin with: libzmq aborts where it gets none.
+
+    Raises:
+        ResourceError: If the system does not allow as many.
+
+    """
+    for last in (False, True):
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            taken = len(os.listdir("/proc/self/fd"))
+        except OSError as exc:
+            taken = limit if exc.errno == errno.EMFILE else 3
+        if limit == resource.RLIM_INFINITY or limit - taken >= _LEAST_FREE:
+            return
+        if last:
+            raise ResourceError(
+                f"too few file descriptors: {limit} are allowed and {taken} in use: "
+                f"raise the limit to {taken + _LEAST_FREE} or more (ulimit -n, LimitNOFILE=)"
+            )
+        allow_many_descriptors()
 
 
 def lowest_free() -> int:

@@ -17,6 +17,7 @@ Every exception of the package.
     ├─ StateError       the receiver's state cannot be used            exit 74
     │  ├─ StateBusyError     another process uses it                   exit 73
     │  └─ StateForeignError  it is not ours alone, or of a later version   exit 78
+    ├─ ResourceError    the system gives too little                    exit 71
     └─ SinkError        the output cannot be written                   exit 74
        ├─ SinkClosedError   nobody reads the output any more: no failure
        ├─ SinkStalledError  it cannot be written now: tried again
@@ -28,14 +29,21 @@ What ends a run is caught in ``cli.py``, which prints one line and exits with
 ``exit_code``. The numbers are those of ``sysexits.h``.
 """
 
+import errno
+import re
+
 EXIT_LOSS = 1
 EXIT_USAGE = 2
 EXIT_NO_RECEIVER = 69
 EXIT_INTERNAL = 70
+EXIT_RESOURCES = 71
 EXIT_BUSY = 73
 EXIT_IO = 74
 EXIT_LATER = 75
 EXIT_CONFIG = 78
+
+# What Python and the dynamic linker say when they have no exception for it.
+_no_memory = re.compile("(?i)can't start new thread|failed to map|cannot allocate memory").search
 
 
 class ZmqpushError(Exception):
@@ -60,6 +68,24 @@ class KeyFileError(ZmqpushError):
     """A file with keys cannot be used."""
 
     exit_code = EXIT_CONFIG
+
+
+class ResourceError(ZmqpushError):
+    """The system gives too little memory, or too few descriptors or threads."""
+
+    exit_code = EXIT_RESOURCES
+
+    @classmethod
+    def of(cls, error: BaseException) -> "ResourceError | None":
+        """Return what an exception means, if that is what it means."""
+        number = getattr(error, "errno", None)
+        if isinstance(error, MemoryError) or number == errno.ENOMEM or _no_memory(str(error)):
+            return cls("out of memory: raise the limit (ulimit -v, MemoryMax=), or hold less")
+        if number == errno.EMFILE:
+            return cls("too few file descriptors: raise the limit (ulimit -n, LimitNOFILE=)")
+        if number == errno.ENFILE:
+            return cls("the system has no file descriptor left (fs.file-max)")
+        return None
 
 
 class EndpointError(ZmqpushError):

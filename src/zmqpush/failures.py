@@ -5,7 +5,7 @@ import re
 import click
 from click.core import ParameterSource
 
-from zmqpush.errors import EXIT_CONFIG, EXIT_INTERNAL, SettingsError, ZmqpushError
+from zmqpush.errors import EXIT_CONFIG, EXIT_INTERNAL, ResourceError, SettingsError, ZmqpushError
 from zmqpush.telemetry import Reporter
 
 # Where ``Context.meta`` holds the configuration file that was read.
@@ -38,8 +38,8 @@ def _explain(error: BaseException, context: click.Context | None) -> tuple[str, 
         return error.format_message(), error.exit_code
     if isinstance(error, SettingsError):
         return f"{error}{_origins(str(error), context)}{_hint(context)}", error.exit_code
-    if isinstance(error, ZmqpushError):
-        return str(error), error.exit_code
+    if known := error if isinstance(error, ZmqpushError) else ResourceError.of(error):
+        return str(known), known.exit_code
     return f"internal error, please report it: {error!r}", EXIT_INTERNAL
 
 

@@ -89,7 +89,8 @@ class PlainOutlet:
         for _ in range(_PAYLOADS_PER_TURN):
             if not (taken := link.flush()) or not queue:
                 break
-            link.load(queue.get())
+            link.load(queue.first)
+            queue.get()  # only now: no memory may be left to load it
         if link.accepted != accepted:
             self._moved.set()
             self._outage.end(

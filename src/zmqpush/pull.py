@@ -26,7 +26,15 @@ from zmqpush.core.receiver import Arrival, Receiver
 from zmqpush.core.records import RecordDecoder, labels_of
 from zmqpush.descriptors import allow_many_descriptors
 from zmqpush.endings import Ending
-from zmqpush.errors import EXIT_IO, EXIT_LOSS, SinkClosedError, SinkError, StateError
+from zmqpush.errors import (
+    EXIT_IO,
+    EXIT_LOSS,
+    EXIT_RESOURCES,
+    ResourceError,
+    SinkClosedError,
+    SinkError,
+    StateError,
+)
 from zmqpush.faults import fault_point
 from zmqpush.guard import Guard
 from zmqpush.links import PullLink
@@ -117,18 +125,21 @@ class Puller:
                 both = f" for {what} delivery" if self._plain and self._acked else ""
                 self._reporter.notice(f"listening at {link.address}{both}")
         beside = asyncio.gather(self._watch_sink(), self._commit_all())
-        done = False
+        done, failure = False, EXIT_IO
         try:
             done = await self._ending.unless_given_up(self._receive_all(), beside=beside)
         except SinkClosedError:
             return 0  # the reader has what it wanted, as in `zmqpull | head`
         except (SinkError, StateError) as exc:
             self._reporter.warn(str(exc))
+        except MemoryError as exc:
+            self._reporter.warn(f"{ResourceError.of(exc)}; the message that came last may be lost")
+            failure = EXIT_RESOURCES
         finally:
             beside.cancel()
             self._tell_statistics()
         code = self._tell_losses(rest=self._until is not None or not done)
-        return code if done else EXIT_IO
+        return code if done else failure
 
     def _tell_losses(self, *, rest: bool = True) -> int:
         lost = self._writer.plain_unwritten + self._writer.sink.lost

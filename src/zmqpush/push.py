@@ -11,6 +11,7 @@ splitter, and has the messages that it reads confirmed.
 """
 
 import asyncio
+import mmap
 import os
 import socket
 import time
@@ -26,6 +27,8 @@ from zmqpush.errors import (
     EXIT_LATER,
     EXIT_LOSS,
     EXIT_NO_RECEIVER,
+    EXIT_RESOURCES,
+    ResourceError,
     SourceError,
     SpoolError,
     ZmqpushError,
@@ -45,6 +48,8 @@ _READ_BYTES_SINGLE = 1 << 16
 # empty lines is mostly envelope.
 _PAYLOAD_BYTES = 16 << 20
 _PAYLOAD_BYTES_ACK = 8 << 20
+# What the end needs when a limit on memory is reached: threads, and what they allocate.
+_RESERVE_BYTES = 48 << 20
 
 
 class Pusher:
@@ -126,6 +131,10 @@ class Pusher:
         self._reading = True
         self._was_read = True  # as far as it can be
         self._read = self._confirmed = 0
+        # Addresses, no memory: with a limit on them there is room for an orderly end.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._reserve = mmap.mmap(-1, _RESERVE_BYTES, flags, prot=0)
+        self._forgone = 0  # lines that were read, and no memory was left to make records of
         self._ending = Ending(
             settings.grace,
             self._source.stop,
@@ -169,6 +178,8 @@ class Pusher:
         except SpoolError as exc:  # what became of the records is to be known all the same
             self._reporter.warn(str(exc))
             disk_failed = True
+        except MemoryError as exc:
+            failure = self._note_want(exc)
         delivering.cancel()
         outcome = await outlet.close(ending)
         self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
@@ -184,7 +195,9 @@ class Pusher:
             self._reporter.warn(f"gave up after {limit} without delivery{rest}")
         elif unread:
             self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
-        code = self._settle(outcome, unread, gave_up) or failure
+        code = self._settle(outcome, unread, gave_up)
+        if not code or failure == EXIT_RESOURCES:
+            code = failure
         return EXIT_IO if disk_failed or outcome.failed else code
 
     async def _ship(self, delivering: "asyncio.Task[None]") -> int:
@@ -202,6 +215,8 @@ class Pusher:
         except SourceError as exc:  # what was read before is still delivered or counted
             self._reporter.warn(str(exc))
             failure = exc.exit_code
+        except MemoryError as exc:
+            failure = self._note_want(exc)
         if not self._conversation:  # what rsyslog has not ended is not answered, and comes again
             # What is left of a line that goes on is a line of its own for whoever reads it.
             cut = bool(failure) or not self._source.has_ended
@@ -211,6 +226,11 @@ class Pusher:
         if not self._unconfirmed:
             await ending.unless_given_up(outlet.drain(), beside=delivering)
         return failure
+
+    def _note_want(self, error: MemoryError) -> int:
+        self._reserve.close()
+        self._reporter.warn(f"{ResourceError.of(error)}; nothing more is read")
+        return EXIT_RESOURCES
 
     @property
     def _unconfirmed(self) -> int:
@@ -223,6 +243,8 @@ class Pusher:
             self._reporter.warn(f"{unconfirmed} not confirmed: rsyslog has them")
         if self._envelope.invalid_bytes:
             self._reporter.warn(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
+        if not self._conversation:  # else rsyslog hands it over again
+            outcome = outcome._replace(lost=outcome.lost + self._forgone)
         if any(outcome[1:4]):
             spooled = f", {outcome.spooled} left in the spool" if outcome.spooled else ""
             self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{spooled}")
@@ -241,8 +263,13 @@ class Pusher:
 
     def _feed(self, data: bytes) -> None:
         # Not more at once than a read of a pipe returns: a message may be longer.
-        for start in range(0, len(data), self._max_bytes):
-            self._take(self._splitter.feed(data[start : start + self._max_bytes]))
+        before = self._read
+        try:
+            for start in range(0, len(data), self._max_bytes):
+                self._take(self._splitter.feed(data[start : start + self._max_bytes]))
+        except MemoryError:
+            self._forgone += max(0, data.count(self._delimiter) - (self._read - before))
+            raise
 
     async def _make_safe(self, lines: bytes) -> None:
         self._feed(lines)

@@ -61,6 +61,11 @@ class Queue:
         self._bytes += len(payload.data) + PAYLOAD_BYTES
         self.records += payload.records
 
+    @property
+    def first(self) -> Payload:
+        """The oldest payload."""
+        return self._payloads[0]
+
     def get(self) -> Payload:
         """Remove the oldest payload and return it."""
         payload = self._payloads.popleft()

@@ -24,6 +24,7 @@ from zmqpush.errors import SettingsError
 _SEPARATOR = b"\xff"
 
 _HEAD = b'{"message":"'
+HARMLESS = bytes(range(0x20, 0x100))
 _ESCAPES = {control: json.dumps(chr(control))[1:-1].encode() for control in range(0x20)}
 
 
@@ -92,7 +93,7 @@ class Envelope:
         self._format = format
         self._delimiter = delimiter
         self._constant: dict[str, Any] = {}
-        self._harmless = bytes(range(0x20, 0x100)) + (b"\n" if delimiter == b"\n" else b"")
+        self._harmless = HARMLESS + (b"\n" if delimiter == b"\n" else b"")
         self.separator = delimiter if format is Format.RAW else b"\n"
         self.invalid_bytes = 0
         logtype, host = _to_text(logtype), _to_text(host)
@@ -175,10 +176,7 @@ class Envelope:
             lines = self._check(lines)
         else:
             separator, lines = _SEPARATOR, self._separate(lines)
-        lines = lines.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
-        for control in set(lines.translate(None, self._harmless)):
-            lines = lines.replace(bytes((control,)), _ESCAPES[control])
-        return separator, lines
+        return separator, escape(lines, self._harmless)
 
     def _separate(self, lines: bytes) -> bytes:
         if _is_utf8(lines.replace(self._delimiter, b"\n")):
@@ -188,9 +186,17 @@ class Envelope:
     def _check(self, lines: bytes) -> bytes:
         if _is_utf8(lines):
             return lines
-        checked = _to_utf8(lines)
+        checked = to_utf8(lines)
         self.invalid_bytes += (len(checked) - len(lines)) // 3  # one byte became four
         return checked
+
+
+def escape(text: bytes, harmless: bytes) -> bytes:
+    """Return UTF-8 as it is within a string of JSON, but for controls that are harmless here."""
+    text = text.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    for control in set(text.translate(None, harmless)):
+        text = text.replace(bytes((control,)), _ESCAPES[control])
+    return text
 
 
 def _place(record: dict[str, Any], path: list[str], value: str) -> bool:
@@ -207,13 +213,14 @@ def _place(record: dict[str, Any], path: list[str], value: str) -> bool:
     return is_free
 
 
-def _to_utf8(data: bytes) -> bytes:
+def to_utf8(data: bytes) -> bytes:
+    r"""Return bytes with the text ``\xNN`` for each that is not UTF-8."""
     return data.decode("utf-8", "backslashreplace").encode()
 
 
 def _to_text(argument: str) -> str:
     # Arguments and the environment may hold bytes that are not UTF-8.
-    return _to_utf8(argument.encode("utf-8", "surrogateescape")).decode()
+    return to_utf8(argument.encode("utf-8", "surrogateescape")).decode()
 
 
 def _is_utf8(data: bytes) -> bool:

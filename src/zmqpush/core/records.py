@@ -25,7 +25,7 @@ from operator import methodcaller
 
 import msgspec
 
-from zmqpush.core.envelope import Payload
+from zmqpush.core.envelope import HARMLESS, Payload, escape, to_utf8
 
 # What is decoded together, in bytes and in lines, at most.
 _GROUP_BYTES = 1 << 20
@@ -73,6 +73,9 @@ _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT = rb'[\[{](?:[^][{}"]++|%b)*+[]}]' % _STRING
 _WITHIN = re.compile(rb'(?:[^][{}",]++|%b|%b){,4096}+([][{},])?' % (_STRING, _FLAT), re.DOTALL)
 _NESTED = re.compile(rb'(?:[^][{}"]++|%b|%b){,4096}+([][{}])?' % (_STRING, _FLAT), re.DOTALL)
+# A line that is JSON begins so; the text of another is between these.
+_PERHAPS_JSON = re.compile(rb"\n[ \t\r]*+[\[{]")
+_HEAD, _TAIL = b'{"message":"', b'"}\n'
 # What begins as an escaped half of a surrogate pair does.
 _PERHAPS_HALF = re.compile(rb"\\u[dD]")
 # Such a half; a whole pair, or an escaped backslash, is group 1.
@@ -106,6 +109,7 @@ class RecordDecoder:
     def __init__(self) -> None:
         self.foreign = 0
         self.invalid_bytes = 0
+        self._counts_each = False  # since not all may be taken
 
     def decode(self, frames: Sequence[bytes], most: int | None = None) -> Iterator[Payload]:
         """
@@ -114,6 +118,7 @@ class RecordDecoder:
         A payload takes some milliseconds to make. One without records means only that
         others should have a turn. What is not taken is not counted either.
         """
+        self._counts_each = most is not None
         return _to_payloads(self._from_frames(frames), most)
 
     def wrap(self, lines: bytes) -> Iterator[Payload]:
@@ -122,11 +127,12 @@ class RecordDecoder:
 
         A newline ends each line. The payloads are as those of :meth:`decode`.
         """
+        self._counts_each = False
         return _to_payloads(self._from_lines(lines, self._from_line))
 
     def _from_frames(self, frames: Sequence[bytes]) -> Iterator[bytes]:
         for group in _group(frames):
-            if records := _join_objects(group):
+            if records := _join_objects(group) or self._join_texts(group):
                 yield records
             else:
                 for frame in group:
@@ -150,7 +156,7 @@ class RecordDecoder:
     ) -> Iterator[bytes]:
         for part in _split_lines(lines):
             each = part.split(b"\n")
-            if records := _join_objects(each):
+            if records := _join_objects(each) or self._join_texts(each):
                 yield records
             else:
                 for line in each:
@@ -184,9 +190,21 @@ class RecordDecoder:
             self.invalid_bytes += (sum(map(len, parts)) - len(record)) // 4  # one became five
         yield b"".join((*parts, b"\n"))
 
+    def _join_texts(self, frames: Sequence[bytes]) -> bytes | None:
+        """Return a record for each line of frames, if none looks like JSON and there are many."""
+        if len(frames) == 1 or self._counts_each:
+            return None
+        lines = b"\n".join(map(_without_newline, frames))
+        if len(lines) > _GROUP_BYTES + len(frames) or _PERHAPS_JSON.search(b"\n" + lines):
+            return None
+        texts = lines if lines.isascii() else to_utf8(lines)
+        self.foreign += lines.count(b"\n") + 1
+        self.invalid_bytes += (len(texts) - len(lines)) // 3  # one became four
+        return _HEAD + escape(texts, HARMLESS + b"\n").replace(b"\n", _TAIL + _HEAD) + _TAIL
+
     def _from_text(self, text: bytes) -> Iterator[bytes]:
         self.foreign += 1
-        parts = [b'{"message":"']
+        parts = [_HEAD]
         size = 0
         for part in _decode(text, "backslashreplace"):
             parts.append(_to_json(part)[1:-1])
@@ -194,7 +212,7 @@ class RecordDecoder:
             if len(text) > _PART_BYTES:
                 yield _PAUSE
         self.invalid_bytes += (size - len(text)) // 3  # one became four
-        yield b"".join((*parts, b'"}\n'))
+        yield b"".join((*parts, _TAIL))
 
 
 def labels_of(record: bytes) -> tuple[str, str]:
