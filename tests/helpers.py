@@ -75,6 +75,14 @@ def lines_of(records: list[bytes] | list[str]) -> list[bytes]:
     return [json.loads(record)["message"].encode() for record in records]
 
 
+def text_of(record: bytes) -> bytes:
+    """Return the line of a record that was made of a raw one; what is torn as it is."""
+    try:
+        return lines_of([record])[0]
+    except ValueError:
+        return record
+
+
 def sent(done: subprocess.CompletedProcess[bytes]) -> int:
     """Return the number in the summary."""
     match = SUMMARY.fullmatch(done.stdout)

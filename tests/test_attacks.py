@@ -44,6 +44,7 @@ from zmqpush.core.frames import (
     checksum,
     decode,
     encode,
+    public_name,
 )
 from zmqpush.core.receiver import Receiver
 
@@ -392,7 +393,9 @@ def test_a_receiver_that_ends_each_session_is_asked_ever_more_rarely(start, end)
         def welcome():
             peer, hello, _ = hear(Hello)
             asked.append(time.monotonic())
-            values = {"version": 1, "stream": hello.values["stream"], "run": "", "acked": 0}
+            values = {name: hello.values[name] for name in ("type", "host", "raw")}
+            values |= {"stream": public_name(hello.values["secret"]), "run": "", "acked": 0}
+            values["version"] = 2
             values |= {"session": f"{len(asked):016x}", "blocks": 9, "bytes": 9, "ping": 5}
             receiver.send_multipart((peer, encode(Welcome(values), len(asked))))
             return peer

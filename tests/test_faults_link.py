@@ -516,7 +516,7 @@ def test_41_what_breaks_the_order_is_refused_and_nothing_is_written_twice(receiv
 
 @pytest.mark.parametrize(
     ("memory", "sizes"),
-    [("256MiB", [1 << 17] + [2] * 255), ("64KiB", [1 << 17])],
+    [("256MiB", [1 << 17] + [2] * 255), ("1MiB", [1 << 19])],
     ids=["blocks", "bytes"],
 )
 def test_41_what_is_beyond_the_credit_is_refused_and_not_written(start, tmp_path, memory, sizes):

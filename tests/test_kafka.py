@@ -676,7 +676,7 @@ def test_the_commands_of_the_documentation_write_to_kafka(
         ("kafka://me:hunter2@broker/x", (), "needs brokers and a topic"),
         ("kafka://broker/a/b", (), "needs brokers and a topic"),
         ("kafka://broker/a b", (), "needs brokers and a topic"),
-        ("kafka://broker/{pid}", (), "is not a template for topics; a good one is kafka://"),
+        ("kafka://broker/{pid}", (), "{pid} is not one of {type}, {host}; a good one is kafka://"),
         (NOWHERE, ("no.such=hunter2",), 'No such configuration property: "no.such"'),
         (NOWHERE, ("linger.ms=hunter2",), 'Invalid value for configuration property "'),
         (NOWHERE, ("acks=1",), "-X acks cannot be set: delivery relies on it: it is all"),

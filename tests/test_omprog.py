@@ -1111,7 +1111,7 @@ def test_several_workers_use_slots_of_one_spool_and_one_too_many_ends(pipeline, 
 
     assert workers[2].end() == 73
     assert re.fullmatch(
-        rb"zmqpush: the spool \S+ is in use by process \d+, \d+\n", workers[2].said()
+        rb"zmqpush: the spool \S+ is in use by process \d+, \d+: give .*\n", workers[2].said()
     )
     receiver = pipeline.receive()
     for worker in workers[:2]:

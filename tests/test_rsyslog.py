@@ -264,7 +264,6 @@ def test_the_marks_of_rsyslog_may_be_others(rsyslog, where):
     if where == "file":  # rsyslog passes no argument with a space
         marks = ("begin it", "it is done")
         toml = rsyslog.directory / "config" / "zmqpush" / "zmqpush.toml"
-        toml.parent.mkdir(parents=True)
         toml.write_text(f'begin-mark = "{marks[0]}"\ncommit-mark = "{marks[1]}"\n')
     rsyslog.receive()
     config = with_options("transactions.conf", "remote")
