@@ -747,7 +747,8 @@ def test_57_two_receivers_take_turns_at_one_file(pipeline, some, tmp_path):
     # The torn end of a write is a line of its own.
     torn = [record for record in records if record not in whole]
     assert len(torn) <= 2 * DOSE.kills
-    assert all(any(each.startswith(piece) for each in whole) for piece in torn)
+    begin = b'{"message":"<34> '
+    assert all(piece.startswith(begin[: len(piece)]) for piece in torn)
 
 
 def test_28_the_wall_clock_may_leap(pipeline, some):

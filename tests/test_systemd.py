@@ -102,8 +102,8 @@ def collector(start, tmp_path):
     """Return the file of a zmqpull that is started as its unit says, with local names."""
     command = " ".join(exec_start("zmqpull.service")).replace("/usr/local/bin", str(BIN))
     command = re.sub(r"tcp://\*:(\d+)", rf"ipc://{tmp_path}/\1", command)
-    start(*re.sub(r"/var/(lib|log)/zmqpull", rf"{tmp_path}/\1", command).split())
-    return lambda logtype: tmp_path / "log" / f"{logtype}.ndjson"
+    start(*re.sub(r"/var/(lib|log)/zmqpull", rf"{tmp_path}/zmqpull-\1", command).split())
+    return lambda logtype: tmp_path / "zmqpull-log" / f"{logtype}.ndjson"
 
 
 def test_what_is_in_the_fifo_survives_zmqpush(start, collector, tmp_path):
