@@ -89,7 +89,7 @@ class Party(Pipeline):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_47_nobody_loses_repeats_or_misfiles_when_all_are_killed_and_files_move(
+def test_85_nobody_loses_repeats_or_misfiles_when_all_are_killed_and_files_move(
     start, tmp_path, seed
 ):
     chance = random.Random(seed)
