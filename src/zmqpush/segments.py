@@ -256,7 +256,7 @@ def read_block(fd: int, offset: int, size: int, mark: bytes) -> Data | None:
     payload = os.pread(fd, length, offset + HEADER.size)
     if len(payload) < length or checksum(first, records, payload) != crc:
         return None
-    if not payload.endswith(b"\n"):  # no receiver takes it
+    if not payload.endswith(b"\n") or payload.count(b"\n") != records:  # no receiver takes it
         return None
     return Data(first, records, payload, crc)
 
