@@ -112,10 +112,11 @@ def test_what_was_read_before_memory_ran_out_is_delivered(start, tmp_path, frami
     child = fed_until_out_of_memory(start, ZMQPUSH, "-c", endpoint, "--framing", framing)
     receiver = start(ZMQPULL, "-qb", endpoint, "--to", path)
     out, err = child.communicate(timeout=PATIENCE)
+    # But for what was being made records of: one read.
+    assert (child.returncode, losses(err)[1] <= 2 * (128 << 10) // len(LINE)) == (71, True), err
     receiver.terminate()
     assert receiver.wait(PATIENCE) == 0
 
-    assert child.returncode == 71, err
     assert int(SUMMARY.fullmatch(out)[1]) == path.read_bytes().count(b"\n") > 100_000
     assert not re.search(b"internal error|Traceback", err)
 

@@ -381,7 +381,7 @@ def test_a_line_that_a_full_disk_has_torn_swallows_no_other(small_disk, start, e
     if state:
         options += ("--state", small_disk / "state")
     child = start(ZMQPULL, "-q", *options)
-    lines = [b"%099d" % number for number in range(3000)]
+    lines = [b'{"n":"%091d"}' % number for number in range(3000)]
     shipping = start(ZMQPUSH, "-q", "--ack", "--format", "raw", "-c", endpoint)
     shipping.stdin.write(lines[0] + b"\n")
     shipping.stdin.flush()

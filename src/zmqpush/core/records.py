@@ -127,7 +127,6 @@ class RecordDecoder:
 
         A newline ends each line. The payloads are as those of :meth:`decode`.
         """
-        self._counts_each = False
         return _to_payloads(self._from_lines(lines, self._from_line))
 
     def _from_frames(self, frames: Sequence[bytes]) -> Iterator[bytes]:
