@@ -547,7 +547,7 @@ def test_of_two_places_the_more_explicit_one_says_what_ends_a_line(pull, toml):
     env = toml("null = true")
     assert sent(run(ZMQPUSH, *c, "--delimiter", ";", data=b"a;b\0c;d", **env)) == 3
     both = run(ZMQPUSH, *c, **toml("null = true\ndelimiter = ';'"))
-    assert (both.returncode, "exclude each other" in last_words(both)) == (2, True)
+    assert (both.returncode, "exclude each other" in last_words(both)) == (78, True)
 
 
 def test_a_contradiction_names_the_places_that_it_comes_from(toml):
@@ -645,3 +645,27 @@ def test_a_memory_in_which_no_sender_makes_progress_is_refused(size):
     assert last_words(done).endswith(
         f"{size!r} is too little for senders to share; they need 1MiB; see zmqpull --help"
     )
+
+
+@pytest.mark.parametrize("option", ["--allow", "--begin-mark", "--commit-mark"])
+def test_an_empty_text_is_no_place_and_no_mark(option):
+    """As that of a variable that is not set: it must not mean the current directory."""
+    done = push("-b", "ipc:///nowhere", "--omprog", "--transactions", option, "")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"zmqpush: %s: '' is not a " % option.encode())
+
+
+def test_a_key_that_is_in_the_file_twice_is_refused(tmp_path):
+    (tmp_path / "it.toml").write_text('when-full = "block"\nwhen_full = "drop-oldest"\n')
+    done = push("--config", tmp_path / "it.toml")
+
+    assert (done.returncode, done.stderr.endswith(b" is there twice\n")) == (78, True)
+
+
+def test_one_file_may_hold_the_keys_of_programs_that_bind_and_that_connect(tmp_path):
+    """What has nothing to do is not looked at, as with other options of a file."""
+    for name in ("bind", "connect"):
+        (tmp_path / "it.toml").write_text('key = "none"\nserver-key = "x"\nallow = "any"\n')
+        done = push("--config", tmp_path / "it.toml", f"--{name}", "tcp://127.0.0.1:9")
+        assert b"nothing is" not in done.stderr

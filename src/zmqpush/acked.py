@@ -277,7 +277,12 @@ class AckedOutlet:
         work = [self._serve()]
         if self._spool and self._settings.sync is not Sync.OFF:
             work.append(self._sync(self._spool))
-        await asyncio.gather(*work)
+        tasks = [asyncio.create_task(each) for each in work]
+        try:
+            await asyncio.gather(*tasks)
+        finally:  # when one fails the other must not go on with its files
+            for task in tasks:
+                task.cancel()
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()

@@ -31,7 +31,6 @@ from zmqpush.failures import CONFIG_FILE, report_failure
 from zmqpush.omprog import claim_stdout
 from zmqpush.queue import WhenFull
 from zmqpush.settings import (
-    ALLOW_ANY,
     DEFAULT_ACK_ENDPOINT,
     DEFAULT_ENDPOINT,
     MAX_ACK_LINE_BYTES,
@@ -111,7 +110,7 @@ class _Word(click.Argument):
 _SIZE = _Checked("size", values.read_size)
 _BIND = _Checked("endpoint", lambda text: check_endpoint(text, bind=True))
 _CONNECT = _Checked("endpoint", check_endpoint)
-_MARK = _Checked("text", os.fsencode)
+_MARK = _Checked("text", values.read_mark)
 _SECONDS = _Checked("seconds", values.read_seconds)
 
 
@@ -184,7 +183,7 @@ def _secured(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--allow",
-            type=_Checked("keys", lambda text: text if text == ALLOW_ANY else Path(text)),
+            type=_Checked("keys", values.read_allow),
             metavar="FILE|DIR|any",
             help="Public keys that may connect to what is bound. SIGHUP reads them anew.",
         ),
@@ -221,9 +220,9 @@ Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_F
 the TOML file. Without --ack delivery is as sure as ZeroMQ's PUSH socket: records that libzmq
 has accepted may be lost when the receiver dies. With --ack a record counts when zmqpull has
 it safe, and with --spool it survives until then whatever dies. Exit codes: 0 all delivered,
-1 something was dropped, lost or left unread, 2 usage, 69 no receiver and no spool, 73 others
-use the spool, 74 unreadable input or a failing spool, 75 the rest is in the spool, 78 bad
-configuration or keys.""",
+1 something was dropped, lost or left unread, 2 usage, 69 no receiver and no spool, 71 too little
+memory or too few file descriptors, 73 others use the spool, 74 unreadable input or a failing
+spool, 75 the rest is in the spool, 78 bad configuration or keys.""",
 )
 @click.argument("logtype", cls=_Word, default="syslog", envvar="ZMQPUSH_LOGTYPE")
 @click.option(
@@ -365,7 +364,7 @@ configuration or keys.""",
     type=_SECONDS,
     metavar="SECONDS",
     help="Give up after so long without delivery while something waits for it; with --spool, "
-    "where it is safe, at the end of the input only.  [default: wait]",
+    "whose disk keeps what is read, at the end of the input only.  [default: wait]",
 )
 @_secured
 @_common
@@ -399,9 +398,8 @@ Examples:
 Every option can also be set in the environment (ZMQPULL_BIND, ZMQPULL_TO, …) or in the TOML
 file. SIGHUP reopens the files and reads --allow anew. Exit codes: 0 done, 1 something plain was
 lost at the end, 2 usage, 69 the endpoint cannot be used, 71 too little memory or too few file
-descriptors, 73 another process uses the state or the
-file, 74 the output or the state cannot be written, 78 bad configuration or keys, or nothing in the
-engine takes the records.""",
+descriptors, 73 another process uses the state or the file, 74 the output or the state cannot be
+written, 78 bad configuration or keys, or nothing in the engine takes the records.""",
 )
 @click.option(
     "-b",
@@ -555,8 +553,8 @@ def _push_settings(said: _Said) -> PushSettings:
         said.needs(option, "transactions", "--begin-mark and --commit-mark need --transactions")
     said.needs("spread", "ack", "--spread orders the receivers of --ack")
     said.needs("spread", "several", "--spread orders several receivers: give another --connect")
-    said.yields("insecure", "key", "--key and --insecure exclude each other")
-    said.needs("insecure", "bind", "--insecure is about a --bind")
+    said.note("bound", "bind")
+    _check_keys(said, "--insecure is about a --bind")
     said.yields("queue_max", "spool", "with --spool nothing waits in --queue-max: see --spool-max")
     said.yields("framing", "ack")
     said.yields("field", "raw")
@@ -625,8 +623,7 @@ def _pull_settings(said: _Said) -> PullSettings:
     said.needs("nats_unit", "nats", "--nats-unit is for --to nats://")
     said.needs("dead_letters", "kept", "--dead-letters is for what --to PATH or URL refuses")
     said.needs("state", "kept", "--state is about what is in --to PATH or URL")
-    said.yields("insecure", "key", "--key and --insecure exclude each other")
-    said.needs("insecure", "bound", "--insecure is about a --bind or an --ack-bind")
+    _check_keys(said, "--insecure is about a --bind or an --ack-bind")
 
     option = _merged_options(values["option"]) if said.has("option") else {}
     said.take("option")
@@ -657,6 +654,20 @@ def _merged_options(given: Sequence[tuple[str, str]]) -> dict[str, str]:
     return dict([*said, *given])
 
 
+def _check_keys(said: _Said, insecure: str) -> None:
+    said.yields("insecure", "key", "--key and --insecure exclude each other")
+    said.needs("insecure", "bound", insecure)
+    # One file may hold the keys of programs that bind and of those that connect.
+    if said.has("key"):
+        said.needs(
+            "allow", "bound", "--allow is for who connects to what is bound, and nothing is bound"
+        )
+    if said.has("key") and not said.has("connect"):
+        said.yields(
+            "server_key", "bound", "--server-key is for --connect, and nothing is connected to"
+        )
+
+
 def _security(said: _Said) -> Security:
     key, server_keys, allow, insecure = said.take("key", "server_key", "allow", "insecure")
     return Security(
@@ -672,10 +683,7 @@ def _print_spool_status(spool: Path) -> None:
         size = f"{held.segments} segments, {held.bytes} bytes"
         if held.records and held.labels:
             size += f", the first of type {held.labels.type!r} from {held.labels.host!r}"
-        text = (
-            f"{held.path}: {held.records} records to be acknowledged, {held.acked} "
-            f"acknowledged, {size}{whose}"
-        )
+        text = f"{held.path}: {held.records} records to be acknowledged, {size}{whose}"
         click.echo(os.fsencode(text))  # the path may not be text
 
 

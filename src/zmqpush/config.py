@@ -71,12 +71,14 @@ def load(path: Path, known: Mapping[str, Option]) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {exc}") from exc
     except RecursionError as exc:
         raise ConfigError(f"{path} is not TOML: it is nested too deeply") from exc
-    by_name = {}
+    by_name: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in known:
             keys = [known_name.replace("_", "-") for known_name in known]
             raise ConfigError(f"{path}: unknown key {key!r}; {nearest(key, keys)}")
+        if name in by_name:
+            raise ConfigError(f"{path}: {key} is there twice")
         try:
             by_name[name] = _read(name, value, known[name])
         except ValueError as exc:

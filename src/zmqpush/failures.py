@@ -37,7 +37,9 @@ def _explain(error: BaseException, context: click.Context | None) -> tuple[str, 
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, SettingsError):
-        return f"{error}{_origins(str(error), context)}{_hint(context)}", error.exit_code
+        places, all_in_file = _origins(str(error), context)
+        code = EXIT_CONFIG if all_in_file else error.exit_code
+        return f"{error}{places}{_hint(context)}", code
     if known := error if isinstance(error, ZmqpushError) else ResourceError.of(error):
         return str(known), known.exit_code
     return f"internal error, please report it: {error!r}", EXIT_INTERNAL
@@ -66,17 +68,20 @@ def place_of(context: click.Context, param: click.Parameter) -> str:
     return max(param.opts, key=len) if isinstance(param, click.Option) else name.upper()
 
 
-def _origins(text: str, context: click.Context | None) -> str:
-    """Return where the flags that a message names came from, if not from the command line."""
+def _origins(text: str, context: click.Context | None) -> tuple[str, bool]:
+    """Return the places of a message's flags but the command line; whether all are in the file."""
     if not context:
-        return ""
+        return "", False
     told = []
+    sources = set()
     for param in context.command.params:
         if set(param.opts) & set(_FLAG.findall(text)):
             place = place_of(context, param)
             if place not in param.opts:
                 told.append(place)
-    return f" ({', '.join(told)})" if told else ""
+            sources.add(context.get_parameter_source(str(param.name)))
+    all_in_file = sources - {ParameterSource.DEFAULT} == {ParameterSource.DEFAULT_MAP}
+    return (f" ({', '.join(told)})" if told else ""), all_in_file
 
 
 def _hint(context: click.Context | None) -> str:

@@ -38,7 +38,7 @@ from zmqpush.omprog import Conversation, wants_answers
 from zmqpush.outlet import Outcome, Outlet
 from zmqpush.settings import PushSettings
 from zmqpush.source import Source
-from zmqpush.telemetry import Reporter
+from zmqpush.telemetry import Reporter, Tally
 
 # How much is read at once, in bytes. Large blocks are fast, but the records of one that
 # is cut into messages should stay in the cache.
@@ -102,12 +102,17 @@ class Pusher:
         )
         self._max_bytes = max(1, max_bytes)
         guard = self._guard = Guard(settings.security, settings.endpoints.connect, reporter)
+        self._lost_datagrams = Tally(
+            reporter,
+            "standard input: {} datagrams are lost: the socket had no room (SO_RCVBUF)",
+        )
         self._source = Source(
             fd,
             self._max_bytes,
             delimiter=self._delimiter,
             in_turns=answers is not None,
             warn=guard.complaints.warn,
+            count_lost=self._lost_datagrams.note,
         )
         self._conversation: Conversation | None = None
         if answers is not None:
@@ -178,21 +183,26 @@ class Pusher:
         except SpoolError as exc:  # what became of the records is to be known all the same
             self._reporter.warn(str(exc))
             disk_failed = True
+            self._forgone += len(self._splitter.finish(cut=True))
         except MemoryError as exc:
             failure = self._note_want(exc)
         delivering.cancel()
+        self._source.note_overflow()
+        self._lost_datagrams.close()
         outcome = await outlet.close(ending)
         self._reporter.summary(outcome.delivered, time.monotonic() - self._started)
         gave_up = ending.reason is Reason.TIMEOUT and bool(
             not self._was_read or outcome.lost or outcome.spooled
         )
         unread = 0
-        if (ending.signalled or gave_up) and not self._conversation:  # rsyslog has the rest
-            unread = self._source.unread_bytes
+        if (ending.signalled or gave_up or disk_failed) and not self._conversation:
+            unread = self._source.unread_bytes  # else rsyslog has the rest
         if gave_up:
             rest = f": {unread} bytes of the input were not read" if unread else ""
             limit = f"{self._settings.timeout:g} s"
             self._reporter.warn(f"gave up after {limit} without delivery{rest}")
+        elif unread and not ending.signalled:
+            self._reporter.warn(f"{unread} bytes of the input were not read")
         elif unread:
             self._reporter.warn(f"a signal came before {unread} bytes of the input were read")
         code = self._settle(outcome, unread, gave_up)
@@ -267,7 +277,7 @@ class Pusher:
         try:
             for start in range(0, len(data), self._max_bytes):
                 self._take(self._splitter.feed(data[start : start + self._max_bytes]))
-        except MemoryError:
+        except (MemoryError, SpoolError):
             self._forgone += max(0, data.count(self._delimiter) - (self._read - before))
             raise
 

@@ -29,6 +29,8 @@ _REST_DELAY = 0.1
 _SO_MEMINFO = 55
 # Room for a message whose size the system does not say.
 _MESSAGE_BYTES = 1 << 16
+# So much of a turn each message takes at least, so that empty ones end it, too.
+_LEAST_MESSAGE_BYTES = 64
 
 
 class Source:
@@ -44,6 +46,7 @@ class Source:
         delimiter: What ends a line.
         in_turns: Whether the writer takes turns with us: it writes, and waits for an answer.
         warn: Called with a line about what was lost before it could be read.
+        count_lost: Called with the number of messages, so far, for which the socket had no room.
 
     Raises:
         SourceError: If ``fd`` cannot be read.
@@ -68,6 +71,7 @@ class Source:
         delimiter: bytes = b"\n",
         in_turns: bool = False,
         warn: Callable[[str], None] = lambda _: None,
+        count_lost: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._fd = fd
         self._pipe_bytes = self._max_bytes = max_bytes
@@ -75,6 +79,9 @@ class Source:
         self._delimiter = delimiter
         self._in_turns = in_turns
         self._warn = warn
+        self._count_lost = count_lost
+        self._connection: socket.socket | None = None  # of messages
+        self._lost = 0  # messages
         self.has_messages = self.message_cut = False
         self._can_block = False
         self._aside: asyncio.Future[bytes] | None = None
@@ -100,6 +107,7 @@ class Source:
             if connection.type == socket.SOCK_STREAM:
                 return lambda: connection.recv(max_bytes, socket.MSG_DONTWAIT)
             self.has_messages = True
+            self._connection = connection
             self._overflowed = _overflowed(connection)
             return lambda: self._receive_messages(connection)
         own = open_again(fd, os.O_RDONLY)
@@ -176,13 +184,15 @@ class Source:
             try:
                 message, _, flags, _ = connection.recvmsg(size, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                self._note_overflow(connection)
+                self.note_overflow()
                 break
             except OSError:
                 if not pieces:
                     raise
                 break  # if it lasts it comes again
-            room -= len(message) + 1
+            if not message and self._has_hung_up():
+                break  # the end of a connection, which would come again and again
+            room -= max(len(message), _LEAST_MESSAGE_BYTES)
             pieces.append(message)
             if flags & socket.MSG_TRUNC:
                 self.message_cut = True
@@ -193,10 +203,15 @@ class Source:
             return chunk
         raise BlockingIOError
 
-    def _note_overflow(self, connection: socket.socket) -> None:
-        before, self._overflowed = self._overflowed, _overflowed(connection)
+    def note_overflow(self) -> None:
+        """Look whether messages were lost for want of room in the socket."""
+        if not self._connection:
+            return
+        before, self._overflowed = self._overflowed, _overflowed(self._connection)
         if lost := (self._overflowed - before) % (1 << 32):
-            self._note_gap(f"{lost} datagrams are lost: the socket had no room (SO_RCVBUF)")
+            self.gaps += 1
+            self._lost += lost
+            self._count_lost(self._lost)
 
     def _note_gap(self, text: str) -> None:
         self.gaps += 1

@@ -573,7 +573,9 @@ class Spool:
         segment, _ = self._segment_of(self._cursor)
         with telling(self._slot):
             found = self._reader.labels(segment, self._cursor) if segment else None
-        return found or self.labels
+        # Of records with other labels, or of the former format, nothing is known: if they are
+        # raw they are to become JSON, and what is JSON stays as it is.
+        return found or self.labels._replace(raw=True)
 
     def take(self) -> Data | Skip | None:
         """Return the next block that may be sent, and pass over it."""

@@ -97,7 +97,7 @@ class Complaints:
             now = time.monotonic()
             if now - self._since >= _QUIET:
                 if self._unsaid:
-                    self._reporter.warn(f"{self._unsaid} more warnings about peers in a minute")
+                    self._reporter.warn(f"{self._unsaid} more warnings in a minute")
                 self._since, self._unsaid = now, 0
                 self._seen.clear()
             if (kind or text) not in self._seen and len(self._seen) < _MAX_THINGS:
@@ -181,6 +181,12 @@ class Tally:
         if self._timer is None and number != self._reported:
             self._interval = _MIN_TALLY_INTERVAL
             self._report()
+
+    def close(self) -> None:
+        """Report what was not reported yet."""
+        if self._timer:
+            self._timer.cancel()
+        self._report()
 
     def _report(self) -> None:
         self._timer = None

@@ -4,10 +4,12 @@ The texts of options into values.
 What cannot be read is a SettingsError, whose message shows a good one.
 """
 
+import os
 import re
+from pathlib import Path
 
 from zmqpush.errors import SettingsError
-from zmqpush.settings import MAX_LINE_BYTES, MAX_SPOOL_SLOTS
+from zmqpush.settings import ALLOW_ANY, MAX_LINE_BYTES, MAX_SPOOL_SLOTS
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _MAX_QUOTED = 100  # characters
@@ -85,6 +87,20 @@ def read_delimiter(text: str) -> bytes:
     if not text:
         raise SettingsError(r"'' is not a delimiter; a good one is ';' or '\r\n' or '\x1e'")
     return _ESCAPE.sub(unescape, text.encode("utf-8", "surrogateescape"))
+
+
+def read_allow(text: str) -> str | Path:
+    """Return the place of a list of keys, or ``any``."""
+    if not text:
+        raise SettingsError("'' is not a list of keys")
+    return text if text == ALLOW_ANY else Path(text)
+
+
+def read_mark(text: str) -> bytes:
+    """Return what stands around a transaction."""
+    if not text:
+        raise SettingsError("'' is not a mark")
+    return os.fsencode(text)
 
 
 def read_field(text: str) -> tuple[str, str]:
