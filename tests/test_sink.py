@@ -1,6 +1,7 @@
 """Where zmqpull writes: files by label and time, many of them, rotated, on full disks."""
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until
 from peers import bare, deliver, greet
 from test_pull import FULL, finish
 from zmqpush.core.frames import Data, encode
+from zmqpush.errors import SinkError, SinkStalledError, SinkUndoneError
 from zmqpush.sinks import Batch, Context
 from zmqpush.sinks.files import FileSink
 from zmqpush.sinks.journal import Mark
@@ -227,6 +229,125 @@ def test_a_file_opened_again_while_it_is_being_forgotten_is_not_forgotten(tmp_pa
 
     assert [*remembered] == [str(tmp_path / "a")]
     assert [*synced.marks] == [str(tmp_path / "b")]
+
+
+def failing(monkeypatch, name, error, at):
+    """Let one call of a system call fail, counted from now."""
+    real, left = getattr(os, name), iter(range(1, 1000))
+
+    def call(fd, *args):
+        if next(left) == at:
+            raise OSError(error, os.strerror(error))
+        return real(fd, *args)
+
+    monkeypatch.setattr(os, name, call)
+
+
+def acked(text, seq=1):
+    return Batch(text + b"\n", 1, {"type": text[:1].decode()}, "stream", seq)
+
+
+def test_a_sync_without_room_writes_nothing_twice_that_another_sync_had_made_safe(
+    tmp_path, monkeypatch
+):
+    """The file was closed to make room for others, and synced for that."""
+    monkeypatch.setattr("zmqpush.sinks.files._MAX_OPEN", 2)
+    sink, _ = file_sink(f"{tmp_path}/{{type}}")
+
+    async def write():
+        await sink.write([acked(b"a1", 1), acked(b"b1", 2), acked(b"c1", 3)])
+        failing(monkeypatch, "fdatasync", errno.ENOSPC, 1)
+        with pytest.raises(SinkUndoneError):
+            await sink.sync()
+        await sink.write(())
+        await sink.sync()
+
+    asyncio.run(write())
+
+    assert [(tmp_path / name).read_bytes() for name in "abc"] == [b"a1\n", b"b1\n", b"c1\n"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_file_that_cannot_be_synced_is_not_closed_as_if_it_were_safe(
+    tmp_path, monkeypatch, error
+):
+    monkeypatch.setattr("zmqpush.sinks.files._MAX_OPEN", 2)
+    sink, _ = file_sink(f"{tmp_path}/{{type}}")
+
+    async def write():
+        await sink.write([acked(b"a1", 1), acked(b"b1", 2)])
+        failing(monkeypatch, "fdatasync", error, 1)
+        more = [acked(b"c1", 3)]
+        with pytest.raises(SinkError) as failed:
+            await sink.write(more)
+        assert isinstance(failed.value, SinkStalledError) == (error == errno.ENOSPC)
+        if error == errno.ENOSPC:
+            await sink.write(more)
+            await sink.sync()
+
+    asyncio.run(write())
+
+    assert (tmp_path / "a").read_bytes() == b"a1\n"
+    assert error == errno.EIO or (tmp_path / "c").read_bytes() == b"c1\n"
+
+
+def test_a_write_that_stalls_while_a_sync_fails_is_repeated_from_its_beginning(
+    tmp_path, monkeypatch
+):
+    """Neither is the acknowledged record lost, nor the plain one torn."""
+    sink, _ = file_sink(str(tmp_path / "all"))
+    real = os.write
+    short = iter([5])
+
+    def write_a_part(fd, data):
+        if (most := next(short, None)) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, bytes(data)[:most])
+
+    plain = [Batch(b"plain\n" * 3, 3, {})]
+
+    async def write():
+        await sink.write([acked(b"a1")])
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", write_a_part)
+            with pytest.raises(SinkStalledError):
+                await sink.write(plain)
+        failing(monkeypatch, "fdatasync", errno.ENOSPC, 1)
+        with pytest.raises(SinkUndoneError):
+            await sink.sync()
+        await sink.write(plain)
+        await sink.sync()
+
+    asyncio.run(write())
+
+    assert sorted((tmp_path / "all").read_bytes().split()) == [b"a1", *[b"plain"] * 3]
+
+
+@pytest.mark.parametrize("acked", [False, True])
+def test_what_is_not_written_does_not_count_for_the_end(start, endpoint, tmp_path, acked):
+    """With --count: records whose file cannot be opened are still to come."""
+    (tmp_path / "to" / "bad").mkdir(parents=True)
+    kind, mode = ("-a", "--ack") if acked else ("-b", "--quiet")
+    child = start(ZMQPULL, kind, endpoint, "--count", "3", "--to", tmp_path / "to" / "{type}")
+    bad = push(mode, "-c", endpoint, "--timeout", "1", "bad", data=b"1\n2\n3\n")
+    assert bad.returncode == (69 if acked else 0)
+    assert b"/bad: " in child.stderr.readline()
+    assert push(mode, "-c", endpoint, "good", data=b"1\n2\n3\n").returncode == 0
+
+    child.wait(PATIENCE)
+    assert (tmp_path / "to" / "good").read_bytes().count(b"\n") == 3
+
+
+def test_a_state_that_is_removed_ends_the_receiver(start, endpoint, tmp_path):
+    state = tmp_path / "state"
+    child = start(ZMQPULL, "-qa", endpoint, "--state", state, "--to", tmp_path / "all")
+    assert push("--ack", "-c", endpoint, data=b"1\n").returncode == 0
+    shutil.rmtree(state)
+    refused = push("--ack", "-c", endpoint, "--timeout", "1", data=b"2\n")
+
+    code, _, err = finish(child)
+    assert (code, refused.returncode) == (74, 69)
+    assert b"was removed while it was in use" in err
 
 
 @pytest.mark.parametrize("state", [False, True])

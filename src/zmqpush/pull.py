@@ -191,14 +191,14 @@ class Puller:
     @property
     def _enough(self) -> bool:
         wanted = self._settings.count
-        return wanted is not None and self._writer.given >= wanted
+        return wanted is not None and self._writer.taken >= wanted
 
     # What comes from PUSH sockets.
 
     async def _receive_plain(self) -> None:
         wanted = self._settings.count
         while self._plain and not self._enough:
-            left = None if wanted is None else wanted - self._writer.given
+            left = None if wanted is None else wanted - self._writer.taken
             if frames := self._plain.receive(left):
                 self._payloads = self._decoder.decode(frames, left)
                 for payload in self._payloads:
@@ -241,7 +241,10 @@ class Puller:
 
     async def _receive_acked(self) -> None:
         expire_at = time.monotonic() + _EXPIRY_INTERVAL
-        while self._acked and self._until is None and not self._enough:
+        # While a commit goes on, what it leaves to the senders may count as taken.
+        while (
+            self._acked and self._until is None and (self._committing.locked() or not self._enough)
+        ):
             messages = self._acked.receive()
             now = time.monotonic()
             for peer, frame, principal in messages:

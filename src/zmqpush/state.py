@@ -185,9 +185,11 @@ class State:
             forgotten: Streams that have ended; one that has moved since has begun anew.
 
         Raises:
-            StateError: If it cannot be written.
+            StateError: If it cannot be written, or was removed.
 
         """
+        if not os.fstat(self._lock).st_nlink:
+            raise StateError(f"the state {self._directory} was removed while it was in use")
         now = int(time.time())
         streams = [(*progress.key, *progress.floor, now) for progress in moved]
         gone = [(_stored(name),) for name, value in marks.items() if value is None]

@@ -90,6 +90,7 @@ class Writer:
         self._stalled_since: float | None = None
         self._plain_waiting = 0  # records for their turn, or for a place for dead letters
         self._recent: deque[tuple[int, bool]] = deque()  # records, and whether they are plain
+        self._going = 0  # records of the write that goes on
         self.given = 0
         self.rejected = 0
 
@@ -97,6 +98,11 @@ class Writer:
     def floors(self) -> Mapping[Key, Floor]:
         """What is remembered of each stream."""
         return self._state.floors() if self._state else {}
+
+    @property
+    def taken(self) -> int:
+        """How many records the sink has taken, for itself or as dead letters."""
+        return self.given - self._going - self.sink.waiting - self.sink.deferred
 
     @property
     def written(self) -> int:
@@ -180,7 +186,9 @@ class Writer:
             self._recent.append((records, bool(plain)))
             self.given += records
             self._unsynced = True
+            self._going = records
             await self._when_possible(partial(self.sink.write, batches))
+            self._going = 0
             left = self.sink.unwritten
             total = sum(records for records, _ in self._recent)
             while self._recent and total - self._recent[0][0] >= left:
@@ -301,7 +309,8 @@ class Writer:
         length = os.fstat(output.fd).st_size
         try:
             await output.write(lines)
-            await asyncio.get_running_loop().run_in_executor(None, output.sync)
+            if output.is_regular:
+                await asyncio.get_running_loop().run_in_executor(None, output.sync)
         except SinkStalledError:
             if output.is_regular:
                 os.ftruncate(output.fd, length)

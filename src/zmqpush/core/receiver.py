@@ -426,6 +426,7 @@ class Receiver:
         while stream.pending and stream.pending[-1][0] >= first:
             self._release(stream, stream.pending.pop())
         stream.end = first - 1
+        self._accepted.pop(key, None)
         if stream.session:
             self._refuse(stream.session.peer, 503, text)
         if stream.waiting:
@@ -476,7 +477,7 @@ class Receiver:
 
     def _refuse(self, peer: bytes, code: int, text: str) -> None:
         session = self._peers.get(peer)
-        self.counters.resets += 1
+        self.counters.resets += code != 503  # which is no fault of the peer's
         self.forget(peer)
         self._reply(peer, Error(code, text), session.token if session else 0)
 

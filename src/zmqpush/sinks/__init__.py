@@ -143,6 +143,8 @@ class Sink(Protocol):
         waiting: How many records that no sender keeps are held back, since what they are for
             cannot be written now. A :meth:`write` of nothing tries again.
         lost: How many of these found no room to wait.
+        deferred: How many records are left to their senders, and were not yet deferred by a
+            :meth:`sync`.
 
     """
 
@@ -153,6 +155,7 @@ class Sink(Protocol):
     unwritten: int = 0
     waiting: int = 0
     lost: int = 0
+    deferred: int = 0
 
     async def open(self, marks: Marks) -> Sequence[Held]:
         """

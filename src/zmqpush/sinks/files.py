@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ _CHECK_INTERVAL = 1.0
 # sender keeps wait for it, as far as they fit into so many bytes.
 _RETRY_INTERVAL = 1.0
 _WAITING_BYTES = 16 << 20
+_MAX_WAITING = 4096  # batches
 
 
 @dataclass(slots=True)
@@ -114,7 +116,9 @@ class FileSink(Sink):
         self.name = "standard output" if to == "-" else to
         self.durability = "sink" if to == "-" else "disk"
         self.labelled = self._template.labelled
-        self.buffers = self._template.varies or (context.safe and to != "-")
+        self.buffers = self._template.varies or context.buries or (context.safe and to != "-")
+        # A file takes two descriptors while it is synced, and connections want some, too.
+        self._max_open = min(_MAX_OPEN, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
     @property
     def unwritten(self) -> int:  # type: ignore[override]  # it is computed
@@ -127,6 +131,11 @@ class FileSink(Sink):
     def waiting(self) -> int:  # type: ignore[override]  # it is computed
         """How many records that no sender keeps wait for files that cannot be opened."""
         return sum(batch.records for _, batch in self._waiting)
+
+    @property
+    def deferred(self) -> int:  # type: ignore[override]  # it is computed
+        """How many records are left to their senders, since the last sync."""
+        return sum(deferral.records for deferral in self._deferred.values())
 
     def _path(self, batch: Batch) -> str:
         if not self._template.varies:
@@ -225,8 +234,6 @@ class FileSink(Sink):
             )
 
     def _open(self, path: str) -> None:
-        while len(self._files) >= _MAX_OPEN:
-            self._evict()
         if self._template.varies:
             _make_directory(os.path.dirname(path))
         if self._is_own(path):
@@ -263,13 +270,24 @@ class FileSink(Sink):
         if file.output.is_deleted:
             self._take_back(path)
             return
-        del self._files[path]
         if file.is_dirty:
-            _sync(path, os.dup(file.output.fd), is_new=file.is_new)
+            written = self._take_unsynced(path)
+            try:
+                _sync(path, os.dup(file.output.fd), is_new=file.is_new)
+            except SinkStalledError:
+                self._cut_unsynced({path: file})
+                self._again += written
+                raise
             self._evicted[path] = file.mark.to_text()
         else:
             self._closed.add(path)
+        del self._files[path]
         file.output.close()
+
+    def _take_unsynced(self, path: str) -> list[tuple[str, Batch]]:
+        taken = [each for each in self._unsynced if each[0] == path]
+        self._unsynced = [each for each in self._unsynced if each[0] != path]
+        return taken
 
     async def write(self, batches: Sequence[Batch]) -> None:
         """
@@ -294,7 +312,9 @@ class FileSink(Sink):
         while self._todo:
             await self._open_next()
             self._note_next()
-            for path, batch in [*islice(self._todo, _MAX_OPEN)]:
+            if self._unusable:
+                await asyncio.sleep(0)  # many labels may name such files
+            for path, batch in [*islice(self._todo, self._max_open)]:
                 if path in self._unusable or batch.stream in self._deferred:
                     self._set_aside(path, batch)
                 else:
@@ -313,15 +333,17 @@ class FileSink(Sink):
             file.plain += batch.records
 
     async def _open_next(self) -> None:
-        for path in {path for path, _ in islice(self._todo, _MAX_OPEN)} & self._files.keys():
+        for path in {path for path, _ in islice(self._todo, self._max_open)} & self._files.keys():
             file = self._files[path]
             if self._context.safe or time.monotonic() > file.checked_at + _CHECK_INTERVAL:
                 self._check(path, file)
         self._refuse_again()
-        for path, _ in islice(self._todo, _MAX_OPEN):
+        for path, _ in islice(self._todo, self._max_open):
             if path in self._unusable:
                 continue
             if path not in self._files:
+                while len(self._files) >= self._max_open:
+                    self._evict()
                 try:
                     self._open(path)
                 except SinkStalledError:
@@ -350,8 +372,7 @@ class FileSink(Sink):
         self._close(path)
         if self._output is file.output:  # if a batch is half written, all of it is to come
             self._output = None
-        self._again += [each for each in self._unsynced if each[0] == path]
-        self._unsynced = [each for each in self._unsynced if each[0] != path]
+        self._again += self._take_unsynced(path)
         self.lost += file.plain
         self._complaints.warn(f"{path} was deleted: making it anew", kind=f"deleted {path}")
 
@@ -366,7 +387,7 @@ class FileSink(Sink):
         ends: dict[str, int] = {}
         claims = []
         set_aside = {*self._deferred}
-        for path, batch in islice(self._todo, _MAX_OPEN):
+        for path, batch in islice(self._todo, self._max_open):
             if path in self._unusable or batch.stream in set_aside:
                 if batch.stream and not self._context.buries:
                     set_aside.add(batch.stream)
@@ -391,7 +412,7 @@ class FileSink(Sink):
         what = "its records wait; --dead-letters FILE would take them"
         if self._context.buries:
             what = "its records are dead letters"
-        self._complaints.warn(f"{error}: {what}", kind=path)
+        self._complaints.warn(f"{error}: {what}", kind=str(error))
 
     def _set_aside(self, path: str, batch: Batch) -> None:
         """Reject what cannot be written now, leave it to its sender, or let it wait."""
@@ -410,7 +431,10 @@ class FileSink(Sink):
             self._deferred[batch.stream] = deferral._replace(
                 records=deferral.records + batch.records
             )
-        elif self._waiting_bytes + len(batch.payload) > _WAITING_BYTES:
+        elif (
+            self._waiting_bytes + len(batch.payload) > _WAITING_BYTES
+            or len(self._waiting) >= _MAX_WAITING
+        ):
             self.lost += batch.records
             self._complaints.warn(f"{reason}: records for it are lost", kind=f"lost {path}")
         else:
@@ -474,7 +498,9 @@ class FileSink(Sink):
     def _cut_unsynced(self, dirty: Mapping[str, _File]) -> None:
         # There was no room for what was not synced, and the kernel may have forgotten it.
         for file in (file for path, file in dirty.items() if self._files.get(path) is file):
-            os.ftruncate(file.output.fd, file.safe_bytes)
+            size = os.fstat(file.output.fd).st_size  # somebody else may have truncated it
+            os.ftruncate(file.output.fd, min(size, file.safe_bytes))
+            file.output.forget_rest()  # of what is half written all is to come
             self.lost += file.plain
             file.plain = 0
             file.is_new = file.is_dirty = True
@@ -531,17 +557,24 @@ def _sync(path: str, fd: int, *, is_new: bool) -> None:
     try:
         os.fdatasync(fd)
         if is_new:
-            directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            _sync_directory(os.path.dirname(path) or ".")
     except OSError as exc:
         if has_no_room(exc):
             raise SinkStalledError(f"{path}: {exc.strerror}") from exc
         raise SinkError(f"cannot write to {path}: {exc.strerror}") from exc
     finally:
         os.close(fd)
+
+
+def _sync_directory(path: str) -> None:
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (PermissionError, FileNotFoundError):
+        return  # it may be written and not read, or it was renamed: a label can name such
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _make_directory(path: str) -> None:

@@ -68,6 +68,10 @@ class Output:
         else:
             self._open()
 
+    def forget_rest(self) -> None:
+        """Begin the next write at its beginning, whatever of it was written."""
+        self._rest = memoryview(b"")
+
     @property
     def unwritten(self) -> int:
         """How many records of the last write are not written, or not to their end."""
