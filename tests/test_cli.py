@@ -669,3 +669,5 @@ def test_one_file_may_hold_the_keys_of_programs_that_bind_and_that_connect(tmp_p
         (tmp_path / "it.toml").write_text('key = "none"\nserver-key = "x"\nallow = "any"\n')
         done = push("--config", tmp_path / "it.toml", f"--{name}", "tcp://127.0.0.1:9")
         assert b"nothing is" not in done.stderr
+    done = run(ZMQPULL, "--config", tmp_path / "it.toml")  # binds by default
+    assert b"cannot read none: " in done.stderr

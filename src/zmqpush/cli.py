@@ -503,9 +503,11 @@ class _Said:
             if source in _EXPLICIT[1:] and value is not False and value not in (None, ()):
                 self._explicit[name] = _EXPLICIT.index(source)
 
-    def note(self, fact: str, *options: str, unless: bool = False) -> None:
-        """Note that something is the case if one of these options is given."""
+    def note(self, fact: str, *options: str, unless: bool = False, default: bool = False) -> None:
+        """Note that something is the case if one of these options is given, or by default."""
         ranks = [self._explicit[name] for name in options if name in self._explicit]
+        if default:
+            ranks.append(_EXPLICIT.index(ParameterSource.COMMANDLINE))
         if ranks and not unless:
             self._explicit[fact] = max(ranks)
 
@@ -615,7 +617,7 @@ def _pull_settings(said: _Said) -> PullSettings:
     values = said.values
     to = values["to"]
     listed = said.has("bind") or said.has("connect") or said.has("ack_bind")
-    said.note("bound", "bind", "ack_bind")
+    said.note("bound", "bind", "ack_bind", default=not listed)
     said.note("kept", "to", unless=to == "-")
     said.note("engine", "to", unless="://" not in to)
     said.note("nats", "to", unless=not to.lower().startswith("nats://"))
