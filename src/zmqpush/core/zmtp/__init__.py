@@ -1,0 +1,12 @@
+"""
+ZMTP 3.1, the wire of ZeroMQ: bytes in, messages out; ``docs/zmtp-profile.md``.
+
+::
+
+    bytes ─▶ Connection ─▶ Mechanism ─▶ FrameReader ─▶ whole messages
+             connection.py  null.py      frames.py
+                            curve.py
+
+No sockets, clocks or event loops. What a peer sends is taken within all bounds, or ends in
+a :class:`~zmqpush.core.zmtp.errors.ZmtpError`, never in any other error.
+"""

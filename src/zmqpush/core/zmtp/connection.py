@@ -1,0 +1,230 @@
+"""One connection: greeting, handshake, traffic."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from zmqpush.core.zmtp import greeting, metadata
+from zmqpush.core.zmtp.errors import Fault, ZmtpError
+from zmqpush.core.zmtp.frames import COMMAND, PART_OVERHEAD, Body, FrameReader
+from zmqpush.core.zmtp.mechanism import Mechanism
+from zmqpush.core.zmtp.metadata import V2_TYPES, SocketType, printable
+
+_PING = b"\x04PING"
+_PONG = b"\x04PONG"
+_TTL_BYTES = 2
+# A command is read so far: a PING's context has 16 bytes, and no other says anything to us.
+_MAX_READ_BYTES = len(_PING) + _TTL_BYTES + 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    What is taken of a peer.
+
+    Attributes:
+        max_bytes: The longest message, in bytes.
+        max_parts: How many parts a message may have.
+        views: Whether a long part may be a view of what was received, not a copy.
+        v2: Whether ZMTP 2.0 is spoken with a peer that knows no later one, without keys.
+
+    """
+
+    max_bytes: int
+    max_parts: int = 1
+    views: bool = False
+    v2: bool = False
+
+
+class Connection:
+    """
+    Bytes to and from one peer.
+
+    Args:
+        socket_type: What this end is.
+        mechanism: How it encrypts.
+        limits: What is taken of the peer.
+
+    Attributes:
+        ready: Whether the handshake is over, and messages may be sent.
+        failure: Why the connection must be closed, once it must be: nothing more is taken.
+
+    """
+
+    def __init__(self, socket_type: SocketType, mechanism: Mechanism, limits: Limits) -> None:
+        self._type = socket_type
+        self._mechanism = mechanism
+        self._limits = limits
+        views = limits.views or mechanism.overhead > 0  # what is encrypted is copied anyway
+        self._reader = FrameReader(limits.max_bytes + mechanism.overhead, views=views)
+        self._output: list[bytes] = []
+        self._pong = b""
+        self._parts: list[Body] = []  # of a message whose end has not come
+        self._part_bytes = 0
+        self._v2 = False
+        self._early = b""  # of the handshake, and not enough for its next step
+        self._steps = self._shake_hands()
+        self._wanted = next(self._steps)
+        self.ready = False
+        self.failure: ZmtpError | None = None
+
+    @property
+    def key(self) -> bytes | None:
+        """The peer's public key, once the connection is ready; None without encryption."""
+        return self._mechanism.key
+
+    @property
+    def held(self) -> int:
+        """How much memory what is not complete takes, in bytes."""
+        parts = self._part_bytes + PART_OVERHEAD * len(self._parts)
+        return self._reader.held + len(self._early) + parts
+
+    def take_output(self) -> bytes:
+        """Return what is to be sent, before messages or between them."""
+        output = b"".join(self._output)
+        self._output.clear()
+        if self._pong:
+            output += self._mechanism.encode_command(self._pong)
+            self._pong = b""
+        return output
+
+    def encode_messages(self, bodies: Sequence[bytes]) -> list[bytes]:
+        """Return buffers with a message of one frame for each body."""
+        return self._mechanism.encode_messages(bodies)
+
+    def encode_parts(self, bodies: Sequence[bytes]) -> list[bytes]:
+        """Return buffers with one message, whose parts are the bodies; there is one at least."""
+        return self._mechanism.encode_parts(bodies)
+
+    def free(self) -> memoryview | None:
+        """Return where the next bytes belong, if a long frame is not complete."""
+        return self._reader.free()
+
+    def fill(self, size: int) -> list[Body]:
+        """Note that so many bytes were put there; return as :meth:`receive` does."""
+        if self.failure or (frame := self._reader.fill(size)) is None:
+            return []
+        flag, body = frame
+        return self._take(bytearray((flag,)), [body])
+
+    def receive(self, data: bytes) -> list[Body]:
+        """Take what came; return the parts of all messages that are complete."""
+        flags = bytearray()
+        bodies: list[Body] = []
+        try:
+            if not self.ready:
+                data = self._advance(data)
+            if self.ready and not self.failure:
+                self._reader.feed(data, flags, bodies)
+        except ZmtpError as exc:
+            self.failure = self.failure or exc
+        return self._take(flags, bodies)
+
+    def _advance(self, data: bytes) -> bytes:
+        """Go on with the handshake; return what is left once it is over."""
+        data = self._early + data
+        at = 0
+        while self._wanted <= len(data) - at and not self.failure:
+            start, at = at, at + self._wanted
+            try:
+                self._wanted = self._steps.send(data[start:at])
+            except StopIteration:
+                self.ready = True
+                self._early = b""
+                return data[at:]
+        self._early = data[at:]
+        return b""
+
+    def _shake_hands(self) -> Generator[int, bytes, None]:
+        self._output.append(greeting.OPENING)
+        version = yield from greeting.read_greeting()
+        if version == greeting.V2:
+            yield from self._shake_hands_v2()
+            return
+        mechanism = self._mechanism
+        as_server = mechanism.binds and mechanism.name != b"NULL"
+        self._output.append(greeting.encode_rest(mechanism.name, as_server=as_server))
+        theirs = yield from greeting.read_mechanism()
+        if theirs != mechanism.name:
+            raise ZmtpError(
+                Fault.MECHANISM,
+                f"it has the mechanism {printable(theirs)}, not {mechanism.name.decode()}",
+            )
+        yield from mechanism.handshake(
+            self._output.append,
+            metadata.encode(self._type),
+            lambda data: metadata.check_type(data, self._type),
+        )
+
+    def _shake_hands_v2(self) -> Generator[int, bytes, None]:
+        if not self._limits.v2 or self._mechanism.name != b"NULL" or self._type not in V2_TYPES:
+            raise ZmtpError(Fault.VERSION, "it speaks ZMTP 2.0: libzmq 4 or later is wanted")
+        ours = bytes((V2_TYPES[self._type], 0, 0))  # and an empty identity
+        if not self._mechanism.binds:
+            self._output.append(ours)
+        (number,) = yield 1
+        metadata.check_v2_type(number, self._type)
+        flags, size = yield 2
+        if flags:
+            raise ZmtpError(Fault.PROTOCOL, "what should be its identity is not")
+        yield size
+        if self._mechanism.binds:
+            self._output.append(ours)
+        self._v2 = True
+
+    def _take(self, flags: bytearray, bodies: list[Body]) -> list[Body]:
+        """Return the parts of all messages that are complete."""
+        whole: list[Body] = []
+        try:
+            try:
+                self._mechanism.open(flags, bodies, views=self._limits.views)
+            finally:
+                if not self._parts and not flags.strip(b"\0"):
+                    whole = bodies  # each is a message
+                else:
+                    self._assemble(flags, bodies, whole)
+        except ZmtpError as exc:
+            self.failure = self.failure or exc
+        return whole
+
+    def _assemble(self, flags: bytearray, bodies: list[Body], whole: list[Body]) -> None:
+        if COMMAND in flags:
+            flags, bodies = self._obey(flags, bodies)
+        start = 0
+        while (end := flags.find(0, start)) >= 0:
+            self._add(bodies[start : end + 1])
+            whole += self._parts
+            self._parts = []
+            self._part_bytes = 0
+            start = end + 1
+        if start < len(bodies):
+            self._add(bodies[start:])
+
+    def _add(self, parts: list[Body]) -> None:
+        self._parts += parts
+        self._part_bytes += sum(map(len, parts))
+        if len(self._parts) > self._limits.max_parts:
+            most = self._limits.max_parts
+            raise ZmtpError(Fault.LIMIT, f"a message of more than {most} parts")
+        if self._part_bytes > self._limits.max_bytes:
+            most = self._limits.max_bytes
+            raise ZmtpError(Fault.LIMIT, f"a message of more than {most} bytes")
+
+    def _obey(self, flags: bytearray, bodies: list[Body]) -> tuple[bytearray, list[Body]]:
+        """Do what commands say; return what else there is."""
+        if self._v2:
+            raise ZmtpError(Fault.PROTOCOL, "a command in ZMTP 2.0")
+        others: list[Body] = []
+        for flag, body in zip(flags, bodies, strict=True):
+            if flag == COMMAND:
+                self._obey_one(bytes(body[:_MAX_READ_BYTES]), len(body))
+            else:
+                others.append(body)
+        return flags.replace(bytes((COMMAND,)), b""), others
+
+    def _obey_one(self, body: bytes, size: int) -> None:
+        if not body or not body[0] or 1 + body[0] > size:
+            raise ZmtpError(Fault.PROTOCOL, "a malformed command")
+        if body.startswith(_PING):
+            if size < len(_PING) + _TTL_BYTES:
+                raise ZmtpError(Fault.PROTOCOL, "a short PING")
+            self._pong = _PONG + body[len(_PING) + _TTL_BYTES :]

@@ -1,0 +1,317 @@
+"""
+CURVE: https://rfc.zeromq.org/spec/26/. Every cryptographic operation is libsodium's.
+
+In the words of the specification: the client has the long-term keys C and c, the server S
+and s; C', c' and S', s' belong to this connection alone, and so does the cookie. It is
+random and not made of C' and s', so one that was recorded on another connection is
+refused.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from itertools import count
+from typing import NamedTuple
+
+from nacl.bindings import (
+    crypto_box_beforenm,
+    crypto_box_easy,
+    crypto_box_easy_afternm,
+    crypto_box_keypair,
+    crypto_box_open_easy,
+    crypto_box_open_easy_afternm,
+    randombytes,
+    sodium_memcmp,
+)
+from nacl.exceptions import CryptoError
+
+from zmqpush.core.zmtp import frames
+from zmqpush.core.zmtp.errors import Fault, ZmtpError
+from zmqpush.core.zmtp.frames import COMMAND, MORE, Body
+from zmqpush.core.zmtp.mechanism import read_command
+
+KEY_BYTES = 32
+_NONCE_BYTES = 8
+_LONG_NONCE_BYTES = 16
+_MAC_BYTES = 16
+_COOKIE_BYTES = 96
+_VERSION = b"\x01\x00"
+_PADDING = bytes(72)
+_SIGNED = bytes(64)
+_NO_NONCE = bytes(_NONCE_BYTES)
+
+_HELLO = b"\x05HELLO"
+_WELCOME = b"\x07WELCOME"
+_INITIATE = b"\x08INITIATE"
+_READY = b"\x05READY"
+_MESSAGE = b"\x07MESSAGE"
+_HELLO_NONCE = b"CurveZMQHELLO---"
+_WELCOME_NONCE = b"WELCOME-"
+_INITIATE_NONCE = b"CurveZMQINITIATE"
+_VOUCH_NONCE = b"VOUCH---"
+_READY_NONCE = b"CurveZMQREADY---"
+_CLIENT_NONCE = b"CurveZMQMESSAGEC"
+_SERVER_NONCE = b"CurveZMQMESSAGES"
+
+# Where the fields of commands begin.
+_HELLO_KEY = len(_HELLO) + len(_VERSION) + len(_PADDING)
+_HELLO_BYTES = _HELLO_KEY + KEY_BYTES + _NONCE_BYTES + len(_SIGNED) + _MAC_BYTES
+_WELCOME_BOX = len(_WELCOME) + _LONG_NONCE_BYTES
+_WELCOME_BYTES = _WELCOME_BOX + KEY_BYTES + _COOKIE_BYTES + _MAC_BYTES
+_INITIATE_COOKIE = len(_INITIATE)
+_INITIATE_NONCE_AT = _INITIATE_COOKIE + _COOKIE_BYTES
+_VOUCH_BOX = KEY_BYTES + _LONG_NONCE_BYTES
+_VOUCH_END = _VOUCH_BOX + 2 * KEY_BYTES + _MAC_BYTES
+_BODY_AT = len(_MESSAGE) + _NONCE_BYTES
+_MIN_MESSAGE = _BODY_AT + _MAC_BYTES + 1
+
+# The flags within a box.
+_INNER_MORE = 1
+_INNER_COMMAND = 2
+_FLAGS = {0: 0, _INNER_MORE: MORE, _INNER_COMMAND: COMMAND}
+# What is longer is not copied out of what was decrypted, in bytes.
+_COPY_BYTES = 8 << 10
+
+
+class Keys(NamedTuple):
+    """A long-term key pair, 32 bytes each."""
+
+    public: bytes
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"Keys({self.public!r})"
+
+
+class _Curve:
+    """
+    What both ends do once they share a key.
+
+    Args:
+        ours: The prefix of the nonces of what is sent.
+        theirs: That of what is received.
+
+    """
+
+    name = b"CURVE"
+    overhead = _MIN_MESSAGE
+    binds = False
+
+    def __init__(self, ours: bytes, theirs: bytes) -> None:
+        self.key: bytes | None = None
+        self._ours, self._theirs = ours, theirs
+        self._shared = b""
+        self._counter = count(1)
+        self._last_nonce = _NO_NONCE
+
+    def encode_messages(self, bodies: Sequence[bytes]) -> list[bytes]:
+        return frames.encode_messages([self._seal(b"\0", body) for body in bodies])
+
+    def encode_parts(self, bodies: Sequence[bytes]) -> list[bytes]:
+        # MORE is in the boxes, where nobody can change it.
+        sealed = [self._seal(b"\1", body) for body in bodies[:-1]]
+        sealed.append(self._seal(b"\0", bodies[-1]))
+        return frames.encode_messages(sealed)
+
+    def encode_command(self, body: bytes) -> bytes:
+        return b"".join(frames.encode_messages([self._seal(b"\2", body)]))
+
+    def open(self, flags: bytearray, bodies: list[Body], *, views: bool) -> None:
+        for at, body in enumerate(bodies):
+            try:
+                flag, bodies[at] = self._open(flags[at], body, views)
+            except ZmtpError:
+                del flags[at:], bodies[at:]
+                raise
+            flags[at] = flag
+
+    def _open(self, outer: int, body: Body, views: bool) -> tuple[int, Body]:
+        if outer:  # MORE and COMMAND are in the boxes: in the clear they are nobody's word
+            raise ZmtpError(Fault.PROTOCOL, "a frame with flags in the clear")
+        if len(body) < _MIN_MESSAGE or body[: len(_MESSAGE)] != _MESSAGE:
+            raise ZmtpError(Fault.PROTOCOL, "a frame that is no MESSAGE")
+        nonce = self._check_nonce(body, len(_MESSAGE))
+        box = bytes(body[_BODY_AT:])
+        plain = _open_afternm(box, self._theirs + nonce, self._shared, Fault.PROTOCOL)
+        self._last_nonce = nonce
+        if (flag := _FLAGS.get(plain[0])) is None:
+            raise ZmtpError(Fault.PROTOCOL, f"a message with the flags {plain[0]:#04x}")
+        is_long = views and len(plain) > _COPY_BYTES
+        return flag, memoryview(plain)[1:] if is_long else plain[1:]
+
+    def _next_nonce(self) -> bytes:
+        return next(self._counter).to_bytes(_NONCE_BYTES)
+
+    def _check_nonce(self, command: Body, at: int) -> bytes:
+        nonce = bytes(command[at : at + _NONCE_BYTES])
+        if nonce <= self._last_nonce:
+            raise ZmtpError(Fault.PROTOCOL, "a frame that came before")
+        return nonce
+
+    def _seal(self, flags: bytes, body: bytes) -> bytes:
+        nonce = self._next_nonce()
+        box = crypto_box_easy_afternm(flags + body, self._ours + nonce, self._shared)
+        return _MESSAGE + nonce + box
+
+
+class CurveClient(_Curve):
+    """
+    The end that connects: a :class:`~zmqpush.core.zmtp.mechanism.Mechanism`.
+
+    Args:
+        keys: Its own.
+        server_key: The public key of what it connects to.
+
+    """
+
+    def __init__(self, keys: Keys, server_key: bytes) -> None:
+        super().__init__(_CLIENT_NONCE, _SERVER_NONCE)
+        self._keys = keys
+        self._server_key = server_key
+
+    def handshake(
+        self, write: Callable[[bytes], None], metadata: bytes, check: Callable[[bytes], None]
+    ) -> Generator[int, bytes, None]:
+        """Send HELLO and INITIATE."""
+        public, secret = crypto_box_keypair()  # C', c'
+        nonce = self._next_nonce()
+        signature = _box(_SIGNED, _HELLO_NONCE + nonce, self._server_key, secret)
+        hello = (_HELLO, _VERSION, _PADDING, public, nonce, signature)
+        write(frames.encode_command(b"".join(hello)))
+
+        welcome = yield from read_command(_WELCOME)
+        _check_size(welcome, _WELCOME_BYTES)
+        long_nonce = welcome[len(_WELCOME) : _WELCOME_BOX]
+        opened = _open(
+            welcome[_WELCOME_BOX:], _WELCOME_NONCE + long_nonce, self._server_key, secret
+        )
+        short_key, cookie = opened[:KEY_BYTES], opened[KEY_BYTES:]  # S'
+        self._shared = _beforenm(short_key, secret)
+
+        long_nonce = randombytes(_LONG_NONCE_BYTES)
+        vouch = _box(
+            public + self._server_key, _VOUCH_NONCE + long_nonce, short_key, self._keys.secret
+        )
+        nonce = self._next_nonce()
+        box = crypto_box_easy_afternm(
+            b"".join((self._keys.public, long_nonce, vouch, metadata)),
+            _INITIATE_NONCE + nonce,
+            self._shared,
+        )
+        write(frames.encode_command(b"".join((_INITIATE, cookie, nonce, box))))
+
+        ready = yield from read_command(_READY)
+        nonce = self._check_nonce(ready, len(_READY))
+        box = ready[len(_READY) + _NONCE_BYTES :]
+        theirs = _open_afternm(box, _READY_NONCE + nonce, self._shared, Fault.KEY)
+        self._last_nonce = nonce
+        self.key = self._server_key
+        check(theirs)
+
+
+class CurveServer(_Curve):
+    """
+    The end that binds: a :class:`~zmqpush.core.zmtp.mechanism.Mechanism`.
+
+    Args:
+        keys: Its own.
+        admits: Tells whether a public key is admitted.
+
+    """
+
+    binds = True
+
+    def __init__(self, keys: Keys, admits: Callable[[bytes], bool]) -> None:
+        super().__init__(_SERVER_NONCE, _CLIENT_NONCE)
+        self._keys = keys
+        self._admits = admits
+
+    def handshake(
+        self, write: Callable[[bytes], None], metadata: bytes, check: Callable[[bytes], None]
+    ) -> Generator[int, bytes, None]:
+        """Answer HELLO and INITIATE; the latter if the client is admitted and fits."""
+        hello = yield from read_command(_HELLO)
+        _check_size(hello, _HELLO_BYTES)
+        if hello[len(_HELLO) : len(_HELLO) + len(_VERSION)] != _VERSION:
+            raise ZmtpError(Fault.PROTOCOL, "another version of CURVE")
+        client_key = hello[_HELLO_KEY : _HELLO_KEY + KEY_BYTES]  # C'
+        nonce = self._check_nonce(hello, _HELLO_KEY + KEY_BYTES)
+        signature = hello[_HELLO_KEY + KEY_BYTES + _NONCE_BYTES :]
+        signed = _open(signature, _HELLO_NONCE + nonce, client_key, self._keys.secret)
+        _check_equal(signed, _SIGNED)
+        self._last_nonce = nonce
+
+        public, secret = crypto_box_keypair()  # S', s'
+        cookie = randombytes(_COOKIE_BYTES)
+        long_nonce = randombytes(_LONG_NONCE_BYTES)
+        box = _box(public + cookie, _WELCOME_NONCE + long_nonce, client_key, self._keys.secret)
+        write(frames.encode_command(b"".join((_WELCOME, long_nonce, box))))
+
+        initiate = yield from read_command(_INITIATE)
+        if len(initiate) < _INITIATE_NONCE_AT + _NONCE_BYTES + _VOUCH_END + _MAC_BYTES:
+            raise ZmtpError(Fault.PROTOCOL, "a short INITIATE")
+        _check_equal(initiate[_INITIATE_COOKIE:_INITIATE_NONCE_AT], cookie)
+        nonce = self._check_nonce(initiate, _INITIATE_NONCE_AT)
+        self._shared = _beforenm(client_key, secret)
+        box = initiate[_INITIATE_NONCE_AT + _NONCE_BYTES :]
+        opened = _open_afternm(box, _INITIATE_NONCE + nonce, self._shared, Fault.KEY)
+        self._last_nonce = nonce
+
+        long_term_key = opened[:KEY_BYTES]  # C
+        long_nonce = opened[KEY_BYTES:_VOUCH_BOX]
+        vouch = opened[_VOUCH_BOX:_VOUCH_END]
+        vouched = _open(vouch, _VOUCH_NONCE + long_nonce, long_term_key, secret)
+        _check_equal(vouched, client_key + self._keys.public)
+        if not self._admits(long_term_key):
+            raise ZmtpError(Fault.NOT_ADMITTED, "its key is not admitted")
+        check(opened[_VOUCH_END:])
+        self.key = long_term_key
+
+        nonce = self._next_nonce()
+        box = crypto_box_easy_afternm(metadata, _READY_NONCE + nonce, self._shared)
+        write(frames.encode_command(b"".join((_READY, nonce, box))))
+
+
+def _check_size(command: bytes, size: int) -> None:
+    if len(command) != size:
+        raise ZmtpError(Fault.PROTOCOL, f"a handshake command of {len(command)} bytes, not {size}")
+
+
+def _check_equal(theirs: bytes, ours: bytes) -> None:
+    if len(theirs) != len(ours) or not sodium_memcmp(theirs, ours):
+        raise _wrong_key()
+
+
+def _wrong_key() -> ZmtpError:
+    return ZmtpError(Fault.KEY, "its keys do not fit ours")
+
+
+# libsodium refuses a key that makes the shared one known to all (zero, or of low order) and
+# a box that is not what it should be; PyNaCl has many exceptions for that.
+_REFUSED = (CryptoError, TypeError, ValueError, RuntimeError)
+
+
+def _beforenm(public: bytes, secret: bytes) -> bytes:
+    try:
+        return crypto_box_beforenm(public, secret)
+    except _REFUSED as exc:
+        raise _wrong_key() from exc
+
+
+def _box(plain: bytes, nonce: bytes, public: bytes, secret: bytes) -> bytes:
+    try:
+        return crypto_box_easy(plain, nonce, public, secret)
+    except _REFUSED as exc:
+        raise _wrong_key() from exc
+
+
+def _open(box: bytes, nonce: bytes, public: bytes, secret: bytes) -> bytes:
+    try:
+        return crypto_box_open_easy(box, nonce, public, secret)
+    except _REFUSED as exc:
+        raise _wrong_key() from exc
+
+
+def _open_afternm(box: bytes, nonce: bytes, shared: bytes, fault: Fault) -> bytes:
+    try:
+        return crypto_box_open_easy_afternm(box, nonce, shared)
+    except _REFUSED as exc:
+        raise ZmtpError(fault, "a frame that was changed on the way") from exc

@@ -1,0 +1,199 @@
+"""
+Frames: https://rfc.zeromq.org/spec/37/, "Framing".
+
+::
+
+    flags (1 byte: MORE 1, LONG 2, COMMAND 4)  size (1 byte, or 8 if LONG)  body
+
+A body is sliced out of what came, in a loop with a bound in each of its lines. Nothing is
+allocated by a size that a peer claims before 64 KiB of the body are there.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+from zmqpush.core.zmtp.errors import Fault, ZmtpError
+
+MORE = 1
+LONG = 2
+COMMAND = 4
+
+# What a part, or a message without content, takes in memory beside its bytes.
+PART_OVERHEAD = 64
+_SHORT_HEADER = 2
+LONG_HEADER = 9
+_MAX_SHORT = 255
+# An incomplete frame of which so much is there gets a buffer of its own.
+_OWN_BUFFER_BYTES = 64 << 10
+# A frame is not copied if it is longer, and at least half of what keeps it in memory.
+_COPY_BYTES = 8 << 10
+
+Body = bytes | memoryview
+
+
+class _Prefixes(dict[int, bytes]):
+    """What goes before a body of so many bytes."""
+
+    _MOST = 1 << 12
+
+    def __init__(self, flags: int) -> None:
+        self._flags = flags
+
+    def __missing__(self, size: int) -> bytes:
+        prefix = _prefix(self._flags, size)
+        if len(self) < self._MOST:
+            self[size] = prefix
+        return prefix
+
+
+def _prefix(flags: int, size: int) -> bytes:
+    if size <= _MAX_SHORT:
+        return bytes((flags, size))
+    return bytes((flags | LONG,)) + size.to_bytes(8)
+
+
+_last = _Prefixes(0).__getitem__
+_more = _Prefixes(MORE).__getitem__
+
+
+def encode_command(body: bytes) -> bytes:
+    """Return a command's frame."""
+    return _prefix(COMMAND, len(body)) + body
+
+
+def encode_messages(bodies: Sequence[bytes]) -> list[bytes]:
+    """Return buffers with a message of one frame for each body."""
+    if len(bodies) == 1:
+        return [_last(len(bodies[0])), bodies[0]]
+    return [_join(map(_last, map(len, bodies)), bodies)]
+
+
+def encode_parts(bodies: Sequence[bytes]) -> list[bytes]:
+    """Return buffers with one message, whose parts are the bodies, of which there is one."""
+    if len(bodies) == 1:
+        return encode_messages(bodies)
+    prefixes = chain(map(_more, map(len, bodies[:-1])), (_last(len(bodies[-1])),))
+    return [_join(prefixes, bodies)]
+
+
+def _join(prefixes: Iterable[bytes], bodies: Iterable[bytes]) -> bytes:
+    return b"".join(chain.from_iterable(zip(prefixes, bodies, strict=True)))
+
+
+class FrameReader:
+    """
+    Cuts what comes into frames.
+
+    Args:
+        max_bytes: The longest body that is taken, in bytes.
+        views: Whether a long body may be a view of what was received, not a copy.
+
+    """
+
+    def __init__(self, max_bytes: int, *, views: bool = False) -> None:
+        self._max_bytes = max_bytes
+        self._views = views
+        self._rest = b""  # of a frame that is not complete
+        self._flags = 0  # of a frame that has a buffer of its own
+        self._buffer: bytearray | None = None
+        self._filled = 0
+
+    @property
+    def held(self) -> int:
+        """How many bytes an incomplete frame takes."""
+        return len(self._rest) + (len(self._buffer) if self._buffer is not None else 0)
+
+    def free(self) -> memoryview | None:
+        """Return where the next bytes belong, if a long frame is not complete."""
+        return None if self._buffer is None else memoryview(self._buffer)[self._filled :]
+
+    def fill(self, size: int) -> tuple[int, Body] | None:
+        """Note that so many bytes were put there; return the frame if it is complete."""
+        assert self._buffer is not None
+        self._filled += size
+        if self._filled < len(self._buffer):
+            return None
+        body = memoryview(self._buffer) if self._views else bytes(self._buffer)
+        self._buffer = None
+        return self._flags, body
+
+    def feed(self, data: bytes, flags: bytearray, bodies: list[Body]) -> None:
+        """
+        Take what came; add the frames that are complete: their flags and bodies.
+
+        Only MORE and COMMAND are left of the flags.
+
+        Raises:
+            ZmtpError: If a header is wrong, or claims more than is taken.
+
+        """
+        if self._buffer is not None:
+            data = self._refill(data, flags, bodies)
+        elif self._rest:
+            data = self._rest + data
+            self._rest = b""
+        end = len(data)
+        at = 0
+        while at + _SHORT_HEADER <= end:
+            flag = data[at]
+            if flag <= MORE:
+                start = at + _SHORT_HEADER
+                stop = start + data[at + 1]
+                if stop > end:
+                    break
+                bodies.append(data[start:stop])
+            else:
+                start, stop = self._measure(data, at)
+                if stop > end or not start:
+                    break
+                bodies.append(self._body(data, start, stop))
+                flag &= ~LONG
+            flags.append(flag)
+            at = stop
+        if at < end:
+            self._keep(data, at)
+
+    def _measure(self, data: bytes, at: int) -> tuple[int, int]:
+        """Return where a body begins and ends; 0 and 0 if its header is not complete."""
+        flag = data[at]
+        if flag > (COMMAND | LONG) or (flag & COMMAND and flag & MORE):
+            raise ZmtpError(Fault.PROTOCOL, f"a frame with the flags {flag:#04x}")
+        if not flag & LONG:
+            size = data[at + 1]
+            start = at + _SHORT_HEADER
+        elif at + LONG_HEADER > len(data):
+            return 0, 0
+        else:
+            start = at + LONG_HEADER
+            size = int.from_bytes(data[at + 1 : start])
+        if size > self._max_bytes:
+            raise ZmtpError(Fault.LIMIT, f"a frame of {size} bytes, of {self._max_bytes} at most")
+        return start, start + size
+
+    def _body(self, data: bytes, start: int, stop: int) -> Body:
+        size = stop - start
+        if self._views and size > _COPY_BYTES and 2 * size >= len(data):
+            return memoryview(data)[start:stop]
+        return data[start:stop]
+
+    def _keep(self, data: bytes, at: int) -> None:
+        self._rest = data[at:]
+        if len(self._rest) < _OWN_BUFFER_BYTES:
+            return
+        # Its header is complete.
+        start, stop = self._measure(self._rest, 0)
+        self._flags = self._rest[0] & ~LONG
+        self._buffer = bytearray(stop - start)
+        self._filled = len(self._rest) - start
+        self._buffer[: self._filled] = self._rest[start:]
+        self._rest = b""
+
+    def _refill(self, data: bytes, flags: bytearray, bodies: list[Body]) -> bytes:
+        free = self.free()
+        assert free is not None
+        part = data[: len(free)]
+        free[: len(part)] = part
+        if frame := self.fill(len(part)):
+            flags.append(frame[0])
+            bodies.append(frame[1])
+        return data[len(part) :]
