@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import zmq
@@ -252,6 +253,7 @@ def test_it_does_not_wait_for_a_receiver_that_dies_at_the_end(start, tmp_path):
     wait_until(lambda: statistics(child)[1] == 1)
     wait_until((tmp_path / "out").read_bytes)
     receiver.send_signal(signal.SIGSTOP)
+    wait_until(lambda: b") T " in Path(f"/proc/{receiver.pid}/stat").read_bytes())
     child.stdin.write((b"x" * 2000 + b"\n") * 500)  # which only our kernel takes
     child.stdin.close()
     assert child.stderr.readline() == b"zmqpush: the receiver is slow to take the last records\n"

@@ -458,10 +458,13 @@ fcntl.fcntl = limited
     pipeline.receive()
     command = patched("zmqpush", code)
     rsyslog = make("--format", "raw", command=command, pipe_bytes=pipe_bytes).begin()
+    messages = []
     for size in (pipe_bytes, pipe_bytes + 1, 3 * pipe_bytes):
-        assert rsyslog.hand_over(b"\n" * size) == OK
+        whole, rest = divmod(size, 64)
+        messages.append(b"%s\n" % (b"x" * 63) * whole + b"\n" * rest)
+        assert rsyslog.hand_over(messages[-1]) == OK
 
-    assert lines_in(pipeline) == b"\n" * (5 * pipe_bytes + 1)
+    assert lines_in(pipeline) == b"".join(messages)
     assert rsyslog.end() == 0
 
 

@@ -172,7 +172,8 @@ def syslog_ng(start, tmp_path):
             rest = [*daemon.holders(), *daemon.shippers()]
             daemon.child.kill()
             for pid in rest:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
