@@ -13,17 +13,10 @@ from collections.abc import Callable
 
 from zmqpush.errors import EXIT_IO, EXIT_RESOURCES, ResourceError
 
-# libzmq allocates a message in one thread and frees it in another, so with glibc's small
-# per-thread caches nearly every message waits for the lock of the heap. With these ones
-# `--framing single` and `frames` are a fifth faster (docs/performance.md).
-_GLIBC_TUNABLES = ":".join(
-    (
-        "glibc.malloc.tcache_count=2000",
-        "glibc.malloc.mmap_threshold=33554432",
-        "glibc.malloc.top_pad=16777216",
-        "glibc.malloc.trim_threshold=67108864",
-    )
-)
+# glibc's mallopt: blocks of records are large, and to give each back to the system and to
+# fault it in again halves `--framing lines` (docs/performance.md). In bytes.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_MALLOC_OPTIONS = {_TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 16 << 20, _MMAP_THRESHOLD: 32 << 20}
 
 
 def _hold_standard_descriptors() -> None:
@@ -57,12 +50,12 @@ def _prepare() -> None:
 
 
 def _tune_malloc() -> None:
-    # glibc reads its tunables only when a process starts, so start again, once.
-    if "GLIBC_TUNABLES" in os.environ or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
-        return
-    os.environ["GLIBC_TUNABLES"] = _GLIBC_TUNABLES
-    with contextlib.suppress(OSError):
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    from ctypes import CDLL
+
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = CDLL(None).mallopt
+        for option, value in _MALLOC_OPTIONS.items():
+            mallopt(option, value)
 
 
 def _run(load: Callable[[], Callable[..., object]], program: str) -> None:

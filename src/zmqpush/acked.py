@@ -15,9 +15,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import zmq
-
-from zmqpush.acked_links import DealerLink
 from zmqpush.background import end_with
 from zmqpush.core.envelope import Format, Payload
 from zmqpush.core.frames import MAX_LABEL, Labels, public_name
@@ -31,6 +28,7 @@ from zmqpush.settings import Confirm, PushSettings, Sync
 from zmqpush.slots import take_slot
 from zmqpush.spool import Spool, SyncJob
 from zmqpush.telemetry import Outage, Reporter, Tally
+from zmqpush.transport.dealer import DealerSocket
 from zmqpush.unacked_queue import UnackedQueue
 
 # With ``--sync interval``, how often the spool is synced at most, in seconds.
@@ -74,9 +72,8 @@ class AckedOutlet:
         self._store: Spool | UnackedQueue = UnackedQueue(
             settings.queue_max, settings.when_full, self._labels
         )
-        self._context = zmq.Context()
         self._endpoints = list(settings.endpoints.connect)
-        self._link: DealerLink | None = None
+        self._link: DealerSocket | None = None
         self._not_before: dict[str, float] = {}  # endpoints that have refused us
         self._outage, self._fullness = Outage(reporter, guard.why), Outage(reporter)
         self._name = "spool" if settings.spool else "queue"
@@ -230,7 +227,6 @@ class AckedOutlet:
         self._tell()
         if self._wake_at > sender.deadline(now):
             link.wake()
-        link.wake_if_readable()
 
     def _tell(self) -> None:
         if not self._sender.streaming:
@@ -245,7 +241,7 @@ class AckedOutlet:
             self._reporter.notice(f"sending to {self._endpoint} now")
 
     def _dial(self) -> None:
-        self._link = DealerLink(self._endpoint, self._guard, self._context)
+        self._link = DealerSocket(self._endpoint, self._guard)
         self._sender.connect(time.monotonic())
 
     def _hang_up(self, redial: Redial) -> None:

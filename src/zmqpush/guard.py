@@ -2,31 +2,23 @@
 CURVE: what a link needs to encrypt, and who is admitted.
 
 Whoever binds is CURVE's server: it has a key pair and a list of the public keys that it
-admits. Whoever connects has a key pair and the server's public key. libzmq asks about
-each key by ZAP (https://rfc.zeromq.org/spec/27/); a thread answers.
+admits. Whoever connects has a key pair and the server's public key.
 """
 
 import os
 import resource
 import shlex
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import zmq
-from zmq.utils import z85
-
 from zmqpush.core.receiver import ANONYMOUS
+from zmqpush.core.zmtp.mechanism import Mechanism
+from zmqpush.core.zmtp.null import Null
 from zmqpush.errors import KeyFileError
 from zmqpush.key_lists import Admitted, read_admitted
-from zmqpush.keys import KeyPair, find_public, fingerprint, read_pair
+from zmqpush.keys import KeyPair, decode, encode, find_public, fingerprint, read_pair
 from zmqpush.settings import ALLOW_ANY, Security
 from zmqpush.telemetry import Complaints, Reporter
-
-# Never empty: with a domain libzmq refuses peers that speak ZMTP 1 or 2, which anything is
-# taken for that sends bytes, and which know nothing of encryption.
-_DOMAIN = b"zmqpush"
-_ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
 
 class Guard:
@@ -44,8 +36,7 @@ class Guard:
     Attributes:
         complaints: Where links tell of peers.
         reasons: Why there is no connection, by endpoint, as far as it is known.
-        revoked: The keys that were admitted once and are not now.
-        on_revocation: Called when a key of theirs has connected since it was admitted.
+        reviewers: Called when who is admitted may have changed.
 
     """
 
@@ -53,8 +44,6 @@ class Guard:
         self._reporter = reporter
         self._allow = security.allow
         self._pair: KeyPair | None = read_pair(security.key) if security.key else None
-        if self._pair and not zmq.has("curve"):
-            raise KeyFileError("--key: this libzmq was built without CURVE")
         if self._pair:  # which is not to be found in a core dump
             resource.setrlimit(
                 resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
@@ -65,9 +54,7 @@ class Guard:
         self._server_keys = dict(zip(connect, server_keys, strict=False))
         self._admitted: dict[str, Admitted] = {}
         self._load()
-        self._let_in: set[str] = set()
-        self.revoked: frozenset[str] = frozenset()
-        self.on_revocation: Callable[[], None] = lambda: None
+        self.reviewers: list[Callable[[], None]] = []
         self.complaints = Complaints(reporter)
         self.reasons: dict[str, str] = {}
         self._is_asked = False
@@ -103,16 +90,18 @@ class Guard:
 
     def reload(self) -> None:
         """Read the list of admitted keys anew; if it cannot be used the old one stays."""
-        before = set(self._admitted)
         try:
             self._load()
         except KeyFileError as exc:
             self._reporter.warn(f"{exc}: the keys that were admitted before still are")
             return
-        self.revoked = (self.revoked | before) - self._admitted.keys()
-        if self.revoked & self._let_in:
-            self._let_in -= self.revoked
-            self.on_revocation()
+        for review in self.reviewers:
+            review()
+
+    @staticmethod
+    def principal(key: bytes | None) -> str:
+        """Return who has a public key, or who is there without one."""
+        return ANONYMOUS if key is None else encode(key)
 
     def admits(self, principal: str) -> bool:
         """Whether a key is admitted."""
@@ -125,31 +114,19 @@ class Guard:
         hosts = self._admitted[principal].hosts if principal in self._admitted else frozenset()
         return not hosts or host in hosts
 
-    def secure_server(self, link: "zmq.Socket[bytes]") -> None:
-        """Set the options of a socket that is to be bound."""
-        link.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
-        if self._pair:
-            link.setsockopt(zmq.CURVE_SERVER, 1)
-            link.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an answer nobody gets in
-            self._set_pair(link, self._pair)
+    def mechanism(self, endpoint: str, peer: str, *, binds: bool) -> Mechanism:
+        """Return how a connection is to be encrypted: at an endpoint, with a peer's address."""
+        if self._pair is None:
+            return Null(binds=binds)
+        from zmqpush.core.zmtp.curve import CurveClient, CurveServer, Keys  # sooner without keys
 
-    def secure_client(self, link: "zmq.Socket[bytes]", endpoint: str) -> None:
-        """Set the options of a socket that is to connect to an endpoint."""
-        link.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
-        if self._pair:
-            link.setsockopt(zmq.CURVE_SERVERKEY, self._server_keys[endpoint].encode())
-            self._set_pair(link, self._pair)
+        keys = Keys(decode(self._pair.public), decode(self._pair.secret))
+        if binds:
+            return CurveServer(keys, lambda key: self._admit(encode(key), peer))
+        return CurveClient(keys, decode(self._server_keys[endpoint]))
 
-    @staticmethod
-    def _set_pair(link: "zmq.Socket[bytes]", pair: KeyPair) -> None:
-        link.setsockopt(zmq.CURVE_PUBLICKEY, pair.public.encode())
-        link.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
-
-    def admit(self, key: str, address: str) -> bool:
-        """Whether a peer that connects is admitted; if not, say so."""
+    def _admit(self, key: str, address: str) -> bool:
         if self.admits(key):
-            if self._allow != ALLOW_ANY:
-                self._let_in.add(key)
             return True
         allow = shlex.quote(os.path.abspath(str(self._allow)))
         self._refusals.warn(
@@ -158,56 +135,3 @@ class Guard:
             kind=key,
         )
         return False
-
-
-class Doorman:
-    """
-    Answers in a thread of its own which keys are admitted to the sockets of a context.
-
-    Args:
-        context: The context. It must not have another such thread.
-        guard: Who knows.
-
-    """
-
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", guard: Guard) -> None:
-        self._guard = guard
-        self._socket = context.socket(zmq.REP)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(_ZAP_ENDPOINT)
-
-    def start(self) -> None:
-        """Begin to answer, until the context ends."""
-        try:
-            threading.Thread(target=self._serve, name="doorman", daemon=True).start()
-        except RuntimeError:  # no more threads, and nobody would be answered
-            self._socket.close()
-            raise
-
-    def _serve(self) -> None:
-        try:
-            while True:
-                self._answer(self._socket.recv_multipart())
-        except zmq.ZMQError:  # the context ends
-            self._socket.close()
-
-    def _answer(self, request: list[bytes]) -> None:
-        # 300, "try again": after anything else libzmq does not connect again, so whoever is
-        # admitted later would stay outside.
-        status, user = b"300", b""
-        try:
-            if key := self._admitted(request):
-                status, user = b"200", key.encode()
-        except Exception as exc:
-            self._guard.complaints.warn(f"internal error, please report it: {exc!r}")
-        version, number, *_ = *request, b"", b""
-        self._socket.send_multipart((version, number, status, b"", user, b""))
-
-    def _admitted(self, request: list[bytes]) -> str | None:
-        _version, _number, _domain, address, _identity, mechanism, *credentials = request
-        if not self._guard.encrypts:  # whose peers are to be heard before they are answered
-            return ANONYMOUS
-        if mechanism != b"CURVE":
-            return None
-        key = z85.encode(credentials[0]).decode()
-        return key if self._guard.admit(key, address.decode("ascii", "replace")) else None

@@ -6,21 +6,27 @@ the format that czmq and pyzmq write and read (https://rfc.zeromq.org/spec/4/ an
 ``zcert``).
 """
 
+import base64
 import hashlib
 import os
 import re
 import stat
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import zmq
-from zmq.utils import z85
-
 from zmqpush.errors import KeyFileError, SettingsError
 
 _Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+# Z85 (https://rfc.zeromq.org/spec/32/) is base64's base 85 in another alphabet.
+_Z85_DIGITS = (
+    b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+)
+_B85_DIGITS = (
+    b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+)
+_TO_Z85 = bytes.maketrans(_B85_DIGITS, _Z85_DIGITS)
+_FROM_Z85 = bytes.maketrans(_Z85_DIGITS, _B85_DIGITS)
 _VALUE = re.compile(r"^[ \t]*([\w.-]+)[ \t]*=[ \t]*(\S.*?)\s*$", re.MULTILINE)
 _SECRET_SUFFIX = "_secret"
 # A key file has some 400 bytes; a list of 100,000 keys some 10 MB.
@@ -38,13 +44,29 @@ class KeyPair(NamedTuple):
         return f"KeyPair({self.public!r})"
 
 
+def encode(key: bytes) -> str:
+    """Return the 40 characters that stand for the 32 bytes of a key."""
+    return base64.b85encode(key).translate(_TO_Z85).decode()
+
+
+def decode(text: str) -> bytes:
+    """
+    Return the 32 bytes that 40 characters stand for.
+
+    Raises:
+        ValueError: If five of them are too large a number.
+
+    """
+    return base64.b85decode(text.encode().translate(_FROM_Z85))
+
+
 def is_key(text: str) -> bool:
     """Whether a text is a key. None begins with ``#`` or ``$``: such numbers are too large."""
     if not _Z85.fullmatch(text):
         return False
     try:
-        z85.decode(text)
-    except struct.error:
+        decode(text)
+    except ValueError:
         return False
     return True
 
@@ -91,7 +113,9 @@ def read_pair(path: Path) -> KeyPair:
     public, secret = values.get("public-key", ""), values.get("secret-key", "")
     if not is_key(public) or not is_key(secret):
         raise KeyFileError(f"{path} holds no secret key; zmqpush-keys new makes one")
-    if zmq.curve_public(secret.encode()).decode() != public:
+    from nacl.bindings import crypto_scalarmult_base  # sooner without keys
+
+    if encode(crypto_scalarmult_base(decode(secret))) != public:
         raise KeyFileError(f"the keys in {path} do not belong together")
     return KeyPair(public, secret)
 
@@ -138,7 +162,9 @@ def write_pair(path: Path, values: Mapping[str, str]) -> KeyPair:
         KeyFileError: If they cannot be written; then neither is there.
 
     """
-    public, secret = (key.decode() for key in zmq.curve_keypair())
+    from nacl.bindings import crypto_box_keypair  # sooner without keys
+
+    public, secret = map(encode, crypto_box_keypair())
     secret_path = Path(f"{path}{_SECRET_SUFFIX}")
     text = compose(public, values) + f'    secret-key = "{secret}"\n'
     _create(secret_path, 0o600, "#   A secret key. Nobody else may read it.\n\n" + text)

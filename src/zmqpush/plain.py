@@ -1,24 +1,28 @@
 """
 Plain delivery: payloads through a bounded queue to a PUSH socket.
 
-While the link takes everything, what is put is sent at once, and nothing waits in the
-queue; when libzmq says EAGAIN, the queue fills and a task sends as soon as a peer has
-room, until the queue is empty.
+While a receiver takes everything, what is put is sent at once, and nothing waits in the
+queue; when none has room, the queue fills, and a task sends as soon as one has, until the
+queue is empty.
 """
 
 import asyncio
+import contextlib
 
 from zmqpush.core.envelope import Payload
 from zmqpush.endings import Ending
 from zmqpush.guard import Guard
-from zmqpush.links import PushLink
 from zmqpush.outlet import Outcome
 from zmqpush.queue import Queue
 from zmqpush.settings import PushSettings
 from zmqpush.telemetry import Outage, Reporter, Tally
+from zmqpush.transport.push import PushSocket
 
 # After so many payloads signals and the reader get a turn.
 _PAYLOADS_PER_TURN = 16
+# So long reading waits for a receiver that may keep up, in seconds: what is read further
+# ahead leaves the cache.
+_KEEP_UP_TIMEOUT = 0.005
 
 
 class PlainOutlet:
@@ -41,11 +45,11 @@ class PlainOutlet:
     ) -> None:
         self._settings = settings
         self._queue = Queue(settings.queue_max, settings.when_full)
-        self._link = PushLink(settings.endpoints, guard, settings.framing, separator)
+        self._link = PushSocket(settings.endpoints, guard, settings.framing, separator)
         self._outage, self._fullness = Outage(reporter, guard.why), Outage(reporter)
+        self._accepted = 0
         self._drops = Tally(reporter, "the queue is full: {} records dropped")
-        self._behind = asyncio.Event()  # something waits: the sending task takes over
-        self._moved = asyncio.Event()  # the link took something
+        self._moved = asyncio.Event()  # a receiver took something
         if self._link.has_open_port:
             reporter.notice(f"listening at {self._link.address}")
 
@@ -56,7 +60,7 @@ class PlainOutlet:
 
     @property
     def waiting(self) -> int:
-        """How many records libzmq has not taken yet."""
+        """How many records the kernel has not taken yet."""
         return self._queue.records + self._link.unsent
 
     @property
@@ -71,34 +75,40 @@ class PlainOutlet:
         """Take the next payload, and send it if nothing waits."""
         self._queue.put(payload)
         self._drops.note(self._queue.dropped)
-        if not self._behind.is_set():
-            self._pump()
+        self._pump()
 
     async def room(self) -> None:
         """Return once there is room to read on."""
+        if self._queue and self._link.connected:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_KEEP_UP_TIMEOUT):
+                    await self._wait_for_progress()
         while self._queue.full:
             self._fullness.begin("the queue is full: reading waits")
-            self._moved.clear()
-            await self._moved.wait()
+            await self._wait_for_progress()
         self._fullness.end("the queue has room again")
 
+    async def _wait_for_progress(self) -> None:
+        self._moved.clear()
+        await self._moved.wait()
+
     def _pump(self) -> None:
-        """Send from the queue until it is empty, libzmq says EAGAIN, or the turn is over."""
+        """Send from the queue until it is empty, nobody has room, or the turn is over."""
         queue, link = self._queue, self._link
-        accepted = link.accepted
         for _ in range(_PAYLOADS_PER_TURN):
-            if not (taken := link.flush()) or not queue:
+            if not queue or not link.has_room:
                 break
-            link.load(queue.first)
-            queue.get()  # only now: no memory may be left to load it
-        if link.accepted != accepted:
+            link.send(queue.first)
+            queue.get()  # only now: no memory may be left to send it
+        if link.accepted != self._accepted:
+            self._accepted = link.accepted
             self._moved.set()
             self._outage.end(
                 f"a receiver takes messages again: {queue.records} queued, {queue.dropped} dropped"
             )
-        if link.unsent:
-            self._behind.set()
-        if not taken:
+        if queue and link.has_room:
+            link.wake()
+        elif self.waiting:
             self._outage.begin(
                 f"no receiver takes messages at {self._settings.endpoints}: "
                 f"queueing, then --when-full {self._settings.when_full}"
@@ -107,28 +117,24 @@ class PlainOutlet:
     async def run(self) -> None:
         """Send what waits, for ever."""
         while True:
-            await self._behind.wait()
-            await self._link.writable()
-            self._behind.clear()
+            await self._link.changed()
             self._pump()
             await asyncio.sleep(0)
 
     async def drain(self) -> None:
-        """Return once libzmq has taken everything."""
+        """Return once the kernel has taken everything."""
         while self.waiting:
-            self._moved.clear()
-            await self._moved.wait()
+            await self._wait_for_progress()
 
     async def close(self, ending: Ending) -> Outcome:
-        """Hand over what libzmq has taken; return what became of all records."""
+        """Wait until the receivers have taken all; return what became of all records."""
         link = self._link
         lost = self.waiting
         delivered = link.accepted
         self._outage.begin("the receiver is slow to take the last records")
         closed = await ending.unless_given_up(link.close())
+        lost += link.in_doubt
+        delivered -= link.in_doubt
         if closed and not lost:
             self._outage.end("the last records were taken")
-        elif not closed:
-            lost += link.in_doubt
-            delivered -= link.in_doubt
         return Outcome(delivered, self._queue.dropped, lost)

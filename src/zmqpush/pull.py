@@ -3,8 +3,8 @@ The ``zmqpull`` program: receives, writes records, and acknowledges those that a
 
 ::
 
-    PullLink ─ RecordDecoder ───────────┬─ Writer ─ Sink
-    RouterLink ─ Receiver ─ (arrivals) ─┘    │  └── State
+    PullSocket ─ RecordDecoder ───────────┬─ Writer ─ Sink
+    RouterSocket ─ Receiver ─ (arrivals) ─┘    │  └── State
          ▲                                   │
          └───────── acknowledgements ────────┘
 
@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import chain
 
-from zmqpush.acked_links import RouterLink
 from zmqpush.core.envelope import Payload
 from zmqpush.core.receiver import Arrival, Receiver
 from zmqpush.core.records import RecordDecoder, labels_of
@@ -37,10 +36,11 @@ from zmqpush.errors import (
 )
 from zmqpush.faults import fault_point
 from zmqpush.guard import Guard
-from zmqpush.links import PullLink
 from zmqpush.settings import PullSettings
 from zmqpush.sinks import Batch
 from zmqpush.telemetry import Reporter, Tally
+from zmqpush.transport.pull import PullSocket
+from zmqpush.transport.router import RouterSocket
 from zmqpush.writer import Writer, stream_name
 
 # What a byte that is not yet acknowledged costs: the allocator and the connections want
@@ -79,8 +79,8 @@ class Puller:
         self._writer = Writer(settings, reporter)
         plain, acked = settings.endpoints, settings.ack_endpoints
         self._guard = Guard(settings.security, plain.connect if plain else (), reporter)
-        self._plain = PullLink(plain, self._guard, settings.memory) if plain else None
-        self._acked = RouterLink(acked, self._guard, settings.memory) if acked else None
+        self._plain = PullSocket(plain, self._guard, settings.memory) if plain else None
+        self._acked = RouterSocket(acked, self._guard, settings.memory) if acked else None
         self._decoder = RecordDecoder()
         self._receiver = self._make_receiver()  # which knows nobody until the state is open
         self._refused = Tally(reporter, "{} frames were refused: they break the protocol")
@@ -175,9 +175,9 @@ class Puller:
                 async with asyncio.timeout(_GOODBYE_TIMEOUT):
                     await self._take_leave(self._acked)
 
-    async def _take_leave(self, link: RouterLink) -> None:
-        # Until they answer: with its connection libzmq also forgets what a sender has not
-        # read, and the last acknowledgements must not be lost.
+    async def _take_leave(self, link: RouterSocket) -> None:
+        # Until they answer, since the last acknowledgements must not be lost: with its
+        # connection a sender's libzmq also forgets what it has not read.
         for peer, frame in self._receiver.goodbyes():
             if not link.send(peer, frame):
                 self._receiver.forget(peer)
@@ -185,6 +185,7 @@ class Puller:
             await link.readable()
             for peer, answer, principal in link.receive():
                 self._receiver.receive(peer, answer, time.monotonic(), principal)
+            self._forget_gone(link)
             await asyncio.sleep(0)  # the time limit gets a turn, however much they send
         await link.close()
 
@@ -207,7 +208,7 @@ class Puller:
                         return
             elif self._until is None:
                 await self._plain.readable()
-            else:
+            elif not self._plain.read_all():
                 return
         self._wake()
 
@@ -248,10 +249,9 @@ class Puller:
             messages = self._acked.receive()
             now = time.monotonic()
             for peer, frame, principal in messages:
-                if not self._guard.admits(principal):  # any more
-                    self._receiver.refuse(peer, "this key is not admitted")
-                elif arrival := self._receiver.receive(peer, frame, now, principal):
+                if arrival := self._receiver.receive(peer, frame, now, principal):
                     self._arrivals.append(arrival)
+            self._forget_gone(self._acked)
             if messages:
                 fault_point("received")
                 self._work.set()
@@ -272,7 +272,10 @@ class Puller:
         for peer, frame in self._receiver.take_replies():
             if not self._acked.send(peer, frame):
                 self._receiver.forget(peer)
-        self._acked.wake_if_readable()
+
+    def _forget_gone(self, link: RouterSocket) -> None:
+        for peer in link.take_gone():
+            self._receiver.forget(peer)
 
     # Both.
 

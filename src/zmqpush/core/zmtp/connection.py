@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from zmqpush.core.zmtp import greeting, metadata
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
-from zmqpush.core.zmtp.frames import COMMAND, PART_OVERHEAD, Body, FrameReader
+from zmqpush.core.zmtp.frames import COMMAND, PART_OVERHEAD, Body, FrameReader, frame_size
 from zmqpush.core.zmtp.mechanism import Mechanism
 from zmqpush.core.zmtp.metadata import V2_TYPES, SocketType, printable
 
@@ -47,6 +47,8 @@ class Connection:
     Attributes:
         ready: Whether the handshake is over, and messages may be sent.
         failure: Why the connection must be closed, once it must be: nothing more is taken.
+        said: How many steps of the handshake this end has taken: 1 before it has heard a
+            greeting, 2 before it has heard all of it, and then one for each of its commands.
 
     """
 
@@ -57,6 +59,7 @@ class Connection:
         views = limits.views or mechanism.overhead > 0  # what is encrypted is copied anyway
         self._reader = FrameReader(limits.max_bytes + mechanism.overhead, views=views)
         self._output: list[bytes] = []
+        self.said = 0
         self._pong = b""
         self._parts: list[Body] = []  # of a message whose end has not come
         self._part_bytes = 0
@@ -78,6 +81,10 @@ class Connection:
         parts = self._part_bytes + PART_OVERHEAD * len(self._parts)
         return self._reader.held + len(self._early) + parts
 
+    def _write(self, data: bytes) -> None:
+        self._output.append(data)
+        self.said += 1
+
     def take_output(self) -> bytes:
         """Return what is to be sent, before messages or between them."""
         output = b"".join(self._output)
@@ -94,6 +101,10 @@ class Connection:
     def encode_parts(self, bodies: Sequence[bytes]) -> list[bytes]:
         """Return buffers with one message, whose parts are the bodies; there is one at least."""
         return self._mechanism.encode_parts(bodies)
+
+    def wire_size(self, size: int) -> int:
+        """Return how many bytes are sent for a part of so many."""
+        return frame_size(size + self._mechanism.overhead)
 
     def free(self) -> memoryview | None:
         """Return where the next bytes belong, if a long frame is not complete."""
@@ -135,14 +146,14 @@ class Connection:
         return b""
 
     def _shake_hands(self) -> Generator[int, bytes, None]:
-        self._output.append(greeting.OPENING)
+        self._write(greeting.OPENING)
         version = yield from greeting.read_greeting()
         if version == greeting.V2:
             yield from self._shake_hands_v2()
             return
         mechanism = self._mechanism
         as_server = mechanism.binds and mechanism.name != b"NULL"
-        self._output.append(greeting.encode_rest(mechanism.name, as_server=as_server))
+        self._write(greeting.encode_rest(mechanism.name, as_server=as_server))
         theirs = yield from greeting.read_mechanism()
         if theirs != mechanism.name:
             raise ZmtpError(
@@ -150,7 +161,7 @@ class Connection:
                 f"it has the mechanism {printable(theirs)}, not {mechanism.name.decode()}",
             )
         yield from mechanism.handshake(
-            self._output.append,
+            self._write,
             metadata.encode(self._type),
             lambda data: metadata.check_type(data, self._type),
         )
@@ -160,7 +171,7 @@ class Connection:
             raise ZmtpError(Fault.VERSION, "it speaks ZMTP 2.0: libzmq 4 or later is wanted")
         ours = bytes((V2_TYPES[self._type], 0, 0))  # and an empty identity
         if not self._mechanism.binds:
-            self._output.append(ours)
+            self._write(ours)
         (number,) = yield 1
         metadata.check_v2_type(number, self._type)
         flags, size = yield 2
@@ -168,7 +179,7 @@ class Connection:
             raise ZmtpError(Fault.PROTOCOL, "what should be its identity is not")
         yield size
         if self._mechanism.binds:
-            self._output.append(ours)
+            self._write(ours)
         self._v2 = True
 
     def _take(self, flags: bytearray, bodies: list[Body]) -> list[Body]:

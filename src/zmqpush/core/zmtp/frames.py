@@ -56,6 +56,11 @@ _last = _Prefixes(0).__getitem__
 _more = _Prefixes(MORE).__getitem__
 
 
+def frame_size(size: int) -> int:
+    """Return how long the frame is whose body has so many bytes."""
+    return size + (_SHORT_HEADER if size <= _MAX_SHORT else LONG_HEADER)
+
+
 def encode_command(body: bytes) -> bytes:
     """Return a command's frame."""
     return _prefix(COMMAND, len(body)) + body

@@ -23,7 +23,7 @@ class Mechanism(Protocol):
     Attributes:
         name: As in greetings.
         binds: Whether this end is the server.
-        overhead: How much longer a frame on the wire is than its body, in bytes, at most.
+        overhead: How much longer what a frame carries is than the body in it, in bytes.
         key: The peer's public key, once the handshake is over; None if there is none.
 
     """

@@ -20,7 +20,7 @@ class Null:
 
     name = b"NULL"
     overhead = 0
-    key = None
+    key: bytes | None = None
     encode_messages: ClassVar = staticmethod(frames.encode_messages)
     encode_parts: ClassVar = staticmethod(frames.encode_parts)
     encode_command: ClassVar = staticmethod(frames.encode_command)

@@ -1,0 +1,194 @@
+"""A PUSH socket: plain delivery, the sender's end."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from zmqpush.core.envelope import Payload
+from zmqpush.core.framing import Framing, to_frames
+from zmqpush.core.zmtp.connection import Limits
+from zmqpush.core.zmtp.metadata import SocketType
+from zmqpush.guard import Guard
+from zmqpush.settings import Endpoints
+from zmqpush.transport.channel import Channel
+from zmqpush.transport.link import Link
+
+# A receiver says little, or nothing.
+MAX_REPLY_BYTES = 1 << 16
+# Of so many blocks the size is remembered, to know what the kernel still had.
+_BLOCKS_IN_DOUBT = 1024
+
+
+@dataclass(slots=True)
+class _Block:
+    """Records that go to one receiver, in so many bytes."""
+
+    frames: list[bytes]
+    records: int
+    size: int = 0
+
+
+@dataclass(slots=True)
+class _Peer:
+    """
+    A receiver.
+
+    Attributes:
+        block: What the kernel has not taken whole.
+        sent: How many bytes and records the last blocks had.
+
+    """
+
+    block: _Block | None = None
+    sent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_BLOCKS_IN_DOUBT))
+
+    def records_in(self, size: int) -> int:
+        """Return how many records may be in the last bytes that were sent."""
+        records = 0
+        for block_size, block_records in reversed(self.sent):
+            if size <= 0:
+                break
+            size -= block_size
+            records += block_records
+        return records
+
+
+class PushSocket(Link):
+    """
+    A PUSH socket: blocks go to the receivers in turn, to those that have room.
+
+    A block is sent when the kernel has taken it. If the connection breaks before that, it is
+    sent again, to any receiver, from the first message on that the kernel had not whole.
+
+    Args:
+        endpoints: Where to bind and connect.
+        guard: How to encrypt, and whom to admit.
+        framing: What a message carries.
+        separator: What ends each record of a payload.
+
+    Raises:
+        EndpointError: If an endpoint cannot be bound.
+
+    Attributes:
+        accepted: How many records the kernel has taken, so far.
+        unsent: How many it has not, of those that were given to :meth:`send`.
+
+    """
+
+    socket_type = SocketType.PUSH
+    limits = Limits(MAX_REPLY_BYTES)
+
+    def __init__(
+        self, endpoints: Endpoints, guard: Guard, framing: Framing, separator: bytes
+    ) -> None:
+        super().__init__(endpoints, guard)
+        self._framing = framing
+        self._separator = separator
+        self._peers: dict[Channel, _Peer] = {}
+        self._idle: deque[Channel] = deque()
+        self._returned: deque[_Block] = deque()
+        self._doubtful = 0
+        self.accepted = self.unsent = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a receiver may take a block at once."""
+        return bool(self._idle)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a receiver."""
+        return bool(self._peers)
+
+    @property
+    def unread(self) -> int:
+        """How many bytes the kernel holds that no receiver has taken yet."""
+        return sum(channel.in_kernel for channel in self._peers)
+
+    @property
+    def in_doubt(self) -> int:
+        """How many records the kernel had taken and receivers may not have, of all, at most."""
+        now = (peer.records_in(channel.in_kernel) for channel, peer in self._peers.items())
+        return self._doubtful + sum(now)
+
+    def send(self, payload: Payload) -> None:
+        """Send a payload; there must be room."""
+        frames = to_frames(self._framing, payload.data, self._separator)
+        self.unsent += payload.records
+        self._give(_Block(frames, payload.records))
+
+    def _give(self, block: _Block) -> None:
+        channel = self._idle.popleft()
+        connection = channel.connection
+        if self._framing is Framing.SINGLE:
+            buffers = connection.encode_messages(block.frames)
+        else:
+            buffers = connection.encode_parts(block.frames)
+        block.size = sum(map(len, buffers))
+        peer = self._peers[channel]
+        peer.block = block
+        peer.sent.append((block.size, block.records))
+        channel.send(buffers)
+        if not channel.closed and not channel.unsent:
+            self._finish(channel)
+
+    def _finish(self, channel: Channel) -> None:
+        peer = self._peers[channel]
+        if peer.block:
+            self._count(peer.block.records)
+            peer.block = None
+        self._idle.append(channel)
+
+    def _count(self, records: int) -> None:
+        self.accepted += records
+        self.unsent -= records
+
+    def _give_returned(self) -> None:
+        while self._returned and self._idle:
+            self._give(self._returned.popleft())
+
+    def on_ready(self, channel: Channel) -> None:
+        """Send what was sent in vain; then there may be room."""
+        super().on_ready(channel)
+        self._peers[channel] = _Peer()
+        self._idle.append(channel)
+        self._give_returned()
+        self.wake()
+
+    def on_sent(self, channel: Channel) -> None:
+        """Note that the kernel has taken a block."""
+        if channel in self._peers:
+            self._finish(channel)
+            self._give_returned()
+            self.wake()
+
+    def on_closed(self, channel: Channel, why: Exception | None) -> None:
+        """Take back what the kernel had not taken whole, and count what it had."""
+        if peer := self._peers.pop(channel, None):
+            if channel in self._idle:
+                self._idle.remove(channel)
+            if peer.block:
+                peer.sent.pop()
+                self._take_back(channel, peer.block)
+            if doubtful := peer.records_in(channel.left):
+                self._doubtful += doubtful
+                self._guard.complaints.warn(
+                    f"the connection to {channel.peer} broke: up to {doubtful} records that the "
+                    "system had taken may be lost",
+                    kind=f"broke {channel.endpoint}",
+                )
+            self._give_returned()
+        super().on_closed(channel, why)
+
+    def _take_back(self, channel: Channel, block: _Block) -> None:
+        whole = 0
+        if self._framing is Framing.SINGLE:
+            taken = block.size - channel.unsent
+            sizes = map(channel.connection.wire_size, map(len, block.frames))
+            whole = sum(end <= taken for end in accumulate(sizes))
+            self._count(whole)
+        self._returned.append(_Block(block.frames[whole:], block.records - whole))
+
+    async def changed(self) -> None:
+        """Return when a receiver may have room, something was sent, or a connection ended."""
+        await self._wait()
