@@ -8,6 +8,7 @@ out. Everything stays on loopback. Prints the tables of docs/performance.md.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import zmq
@@ -113,6 +115,92 @@ def zmqpush(framing: str, mark: str | None = None) -> Callable[[Bench], Run]:
         return received(bench, lambda to: through_pipe(bench, *command, to), mark)
 
     return run
+
+
+def plain_with_keys(framing: str) -> Callable[[Bench], Run]:
+    """Into zmqpull's file sink, encrypted; timed until the last record is in the file."""
+
+    def run(bench: Bench) -> Run:
+        with tempfile.TemporaryDirectory(dir=bench.dir) as name:
+            key = f"{name}/key"
+            write_pair(Path(key), {})  # one for both ends
+            with pulling(bench, name, "--key", key, "--allow", "any") as (child, endpoint):
+                keys = ["--key", key, "--server-key", key]
+                started = time.perf_counter()
+                memory = through_pipe(
+                    bench, ZMQPUSH, "-q", "--framing", framing, *keys, "-c", endpoint
+                )
+                assert child.wait(TIMEOUT) == 0
+                return Run(time.perf_counter() - started, memory)
+
+    return run
+
+
+@contextmanager
+def pulling(
+    bench: Bench, directory: str, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run zmqpull until it has written all records to a file."""
+    port = free_port()
+    endpoint = f"tcp://127.0.0.1:{port}"
+    command = [ZMQPULL, "-qn", str(bench.lines), "-b", endpoint, "--to", f"{directory}/out"]
+    with running(*command, *options) as child:
+        wait_for_port(port)
+        yield child, endpoint
+
+
+def receiving(size: int) -> Callable[[Bench], Run]:
+    """
+    Let zmqpull write to a file what comes as fast as it reads.
+
+    Args:
+        size: How many records a message has, one a line.
+
+    """
+
+    def run(bench: Bench) -> Run:
+        path = bench.dir / f"frames{size}"
+        if not path.exists():
+            path.write_bytes(b"".join(frames(bench.input, size)))
+        with tempfile.TemporaryDirectory(dir=bench.dir) as name:
+            with pulling(bench, name) as (child, endpoint), path.open("rb") as file:
+                with socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2]))) as s:
+                    s.sendall(GREETING)
+                    answer = b""
+                    while b"READY" not in answer:
+                        answer += s.recv(4096)
+                    started = time.perf_counter()
+                    s.sendfile(file)
+                    _, status, usage = os.wait4(child.pid, 0)
+                    child.returncode = os.waitstatus_to_exitcode(status)
+                seconds = time.perf_counter() - started
+            assert child.returncode == 0
+        return Run(seconds, usage.ru_maxrss * 1024)
+
+    return run
+
+
+# As a PUSH socket without keys connects: RFC 37.
+GREETING = (
+    b"\xff"
+    + bytes(8)
+    + b"\x7f\x03\x00NULL"
+    + bytes(48)
+    + b"\x04\x1a\x05READY\x0bSocket-Type\0\0\0\x04PUSH"
+)
+
+
+def frames(path: Path, size: int) -> Iterator[bytes]:
+    """Yield the lines of a file as records in messages of so many."""
+    with path.open() as file:
+        while lines := list(islice(file, size)):
+            text = "".join(
+                json.dumps({"message": line[:-1], "type": "syslog", "@pid": 1}) + "\n"
+                for line in lines
+            )
+            body = text.encode()[: -1 if size == 1 else None]
+            short = len(body) < 256
+            yield (bytes((0, len(body))) if short else b"\2" + len(body).to_bytes(8)) + body
 
 
 def acked(*options: str) -> Callable[[Bench], Run]:
@@ -223,6 +311,11 @@ CONTESTANTS: tuple[tuple[str, str, Callable[[Bench], Run]], ...] = (
     ("--ack", ZMQPUSH, acked()),
     ("--ack --spool", ZMQPUSH, acked("spool")),
     ("--ack --key", ZMQPUSH, acked("key")),
+    ("single --key", ZMQPUSH, plain_with_keys("single")),
+    ("frames --key", ZMQPUSH, plain_with_keys("frames")),
+    ("lines --key", ZMQPUSH, plain_with_keys("lines")),
+    ("zmqpull single", ZMQPULL, receiving(1)),
+    ("zmqpull lines", ZMQPULL, receiving(500)),
     ("omczmq", "/usr/lib/x86_64-linux-gnu/rsyslog/omczmq.so", omczmq),
     ("mosquitto_pub", "mosquitto_pub", mosquitto),
     ("kcat", "kcat", kcat),

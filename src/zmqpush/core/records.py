@@ -35,7 +35,7 @@ _PAYLOAD_RECORDS = 1 << 14
 # A part of what is larger, in bytes.
 _PART_BYTES = 1 << 16
 # Stands for no record, but for a turn of others.
-_PAUSE = b""
+_PAUSE = Payload(b"", 0)
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -129,7 +129,7 @@ class RecordDecoder:
         """
         return _to_payloads(self._from_lines(lines, self._from_line))
 
-    def _from_frames(self, frames: Sequence[bytes]) -> Iterator[bytes]:
+    def _from_frames(self, frames: Sequence[bytes]) -> Iterator[Payload]:
         for group in _group(frames):
             if records := _join_objects(group) or self._join_texts(group):
                 yield records
@@ -137,7 +137,7 @@ class RecordDecoder:
                 for frame in group:
                     yield from self._from_frame(frame)
 
-    def _from_frame(self, frame: bytes) -> Iterator[bytes]:
+    def _from_frame(self, frame: bytes) -> Iterator[Payload]:
         if _is_valid(frame, b"{", _check_object):
             return self._from_object(frame.removesuffix(b"\n"))
         if _is_valid(frame, b"[", _check_array):
@@ -146,13 +146,13 @@ class RecordDecoder:
             return self._from_lines(frame, self._from_frame)
         return self._from_text(frame)
 
-    def _from_line(self, line: bytes) -> Iterator[bytes]:
+    def _from_line(self, line: bytes) -> Iterator[Payload]:
         is_object = _is_valid(line, b"{", _check_object)
         return self._from_object(line) if is_object else self._from_text(line)
 
     def _from_lines(
-        self, lines: bytes, from_line: Callable[[bytes], Iterator[bytes]]
-    ) -> Iterator[bytes]:
+        self, lines: bytes, from_line: Callable[[bytes], Iterator[Payload]]
+    ) -> Iterator[Payload]:
         for part in _split_lines(lines):
             each = part.split(b"\n")
             if records := _join_objects(each) or self._join_texts(each):
@@ -161,7 +161,7 @@ class RecordDecoder:
                 for line in each:
                     yield from from_line(line)
 
-    def _from_array(self, array: bytes) -> Iterator[bytes]:
+    def _from_array(self, array: bytes) -> Iterator[Payload]:
         for elements in _split_array(array):
             if records := _join_objects(elements):
                 yield records
@@ -174,7 +174,7 @@ class RecordDecoder:
             if len(array) > _GROUP_BYTES:
                 yield _PAUSE
 
-    def _from_object(self, record: bytes) -> Iterator[bytes]:
+    def _from_object(self, record: bytes) -> Iterator[Payload]:
         record = record.replace(b"\n", b" ")
         is_long = len(record) > _PART_BYTES
         if is_long:
@@ -187,9 +187,9 @@ class RecordDecoder:
                 if is_long:
                     yield _PAUSE
             self.invalid_bytes += (sum(map(len, parts)) - len(record)) // 4  # one became five
-        yield b"".join((*parts, b"\n"))
+        yield Payload(b"".join((*parts, b"\n")), 1)
 
-    def _join_texts(self, frames: Sequence[bytes]) -> bytes | None:
+    def _join_texts(self, frames: Sequence[bytes]) -> Payload | None:
         """Return a record for each line of frames, if none looks like JSON and there are many."""
         if len(frames) == 1 or self._counts_each:
             return None
@@ -197,11 +197,13 @@ class RecordDecoder:
         if len(lines) > _GROUP_BYTES + len(frames) or _PERHAPS_JSON.search(b"\n" + lines):
             return None
         texts = lines if lines.isascii() else to_utf8(lines)
-        self.foreign += lines.count(b"\n") + 1
+        records = lines.count(b"\n") + 1
+        self.foreign += records
         self.invalid_bytes += (len(texts) - len(lines)) // 3  # one became four
-        return _HEAD + escape(texts, HARMLESS + b"\n").replace(b"\n", _TAIL + _HEAD) + _TAIL
+        escaped = escape(texts, HARMLESS + b"\n").replace(b"\n", _TAIL + _HEAD)
+        return Payload(_HEAD + escaped + _TAIL, records)
 
-    def _from_text(self, text: bytes) -> Iterator[bytes]:
+    def _from_text(self, text: bytes) -> Iterator[Payload]:
         self.foreign += 1
         parts = [_HEAD]
         size = 0
@@ -211,7 +213,7 @@ class RecordDecoder:
             if len(text) > _PART_BYTES:
                 yield _PAUSE
         self.invalid_bytes += (size - len(text)) // 3  # one became four
-        yield b"".join((*parts, _TAIL))
+        yield Payload(b"".join((*parts, _TAIL)), 1)
 
 
 def labels_of(record: bytes) -> tuple[str, str]:
@@ -237,13 +239,13 @@ def _label(value: msgspec.Raw) -> str:
         return ""
 
 
-def _to_payloads(parts: Iterator[bytes], most: int | None = None) -> Iterator[Payload]:
+def _to_payloads(parts: Iterator[Payload], most: int | None = None) -> Iterator[Payload]:
     """Join parts, which are whole records or pauses."""
     joined: list[bytes] = []
     records = size = 0
-    for part in parts:
+    for part, count in parts:
         joined.append(part)
-        records += part.count(b"\n")
+        records += count
         size += len(part)
         enough = most is not None and records >= most
         if enough or not part or records >= _PAYLOAD_RECORDS or size >= _GROUP_BYTES:
@@ -269,21 +271,24 @@ def _group(frames: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         start = end
 
 
-def _join_objects(frames: Sequence[bytes]) -> bytes | None:
+def _join_objects(frames: Sequence[bytes]) -> Payload | None:
     """Return the lines of frames, a newline after each, if each line is a JSON object."""
-    data = b"\n".join(frames)
-    if len(data) > _GROUP_BYTES + len(frames):
+    joined = b"".join(frames)
+    if not frames or len(joined) > _GROUP_BYTES:
         return None
-    if data.count(b"\n") >= len(frames):
+    if b"\n" in joined:
         data = b"\n".join(map(_without_newline, frames))
         if data.count(b"\n") > _GROUP_LINES:
             return None
         frames = data.split(b"\n")
+    else:
+        data = b"\n".join(frames)
     try:
         deque(map(_check_object, frames), maxlen=0)
-        return data + b"\n" if data.isascii() or data.decode() else None
+        valid = data.isascii() or data.decode()
     except _REFUSED:
         return None
+    return Payload(data + b"\n", len(frames)) if valid else None
 
 
 def _is_valid(data: bytes, first: bytes, check: _Check) -> bool:

@@ -137,23 +137,24 @@ class FrameReader:
         elif self._rest:
             data = self._rest + data
             self._rest = b""
+        add, mark = bodies.append, flags.append
         end = len(data)
         at = 0
-        while at + _SHORT_HEADER <= end:
+        while at < end - 1:  # a short header is there
             flag = data[at]
-            if flag <= MORE:
-                start = at + _SHORT_HEADER
+            if flag < LONG:
+                start = at + 2
                 stop = start + data[at + 1]
                 if stop > end:
                     break
-                bodies.append(data[start:stop])
+                add(data[start:stop])
+                mark(flag)
             else:
                 start, stop = self._measure(data, at)
                 if stop > end or not start:
                     break
-                bodies.append(self._body(data, start, stop))
-                flag &= ~LONG
-            flags.append(flag)
+                add(self._body(data, start, stop))
+                mark(flag & ~LONG)
             at = stop
         if at < end:
             self._keep(data, at)
