@@ -329,9 +329,9 @@ def test_a_sender_that_acknowledges_is_not_filled_by_its_receiver(start, tmp_pat
             wait_until(lambda: b"READY" in peer.recv(4096))
             assert pour(peer, frame(b"", MORE) * MIB, 4 << 30) < 4 << 30
 
+    wait_until(lambda: b"a message of several parts" in errors.read_bytes())
     assert child.poll() is None
     assert peak_memory(child) < 128 * MIB
-    assert b"cut off 127.0.0.1:" in errors.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -426,6 +426,6 @@ def test_a_sender_that_is_bound_is_not_filled_by_its_receivers(start, tmp_path):
     with shake_hands(port_of(errors), b"PULL") as peer:
         assert pour(peer, frame(b"", MORE) * MIB, 4 << 30) < 4 << 30
 
+    wait_until(lambda: b"a message of several parts" in errors.read_bytes())
     assert child.poll() is None
     assert peak_memory(child) < 128 * MIB
-    assert b"cut off 127.0.0.1:" in errors.read_bytes()

@@ -10,7 +10,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import zmq
 
 from helpers import (
     BIN,
@@ -27,9 +26,6 @@ from helpers import (
 )
 from keyring import Keyring
 from test_pull import finish
-from zmqpush.guard import Doorman, Guard
-from zmqpush.settings import Security
-from zmqpush.telemetry import Reporter
 
 LINES = b"".join(b"%d\n" % number for number in range(1, 1001))
 NUMBERS = LINES.decode().split()
@@ -468,56 +464,6 @@ def test_a_new_key_loses_nothing_and_repeats_what_was_not_known_as_acknowledged(
     # The old key's number is not the new key's: what was in flight may come twice.
     assert [m for m in messages(path) if m != "first"] == ["second", "third"]
     assert 1 <= messages(path).count("first") <= 2
-
-
-# A doorman that fails lets nobody in.
-
-
-@pytest.fixture
-def ask(keys):
-    """Return a function that asks a doorman as libzmq does; it returns status and user."""
-    keys.admit("web1")
-    context = zmq.Context()
-    guard = Guard(Security(key=keys.file("collector"), allow=keys.list), (), Reporter("test"))
-    Doorman(context, guard).start()
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVTIMEO, int(PATIENCE * 1000))
-    socket.connect("inproc://zeromq.zap.01")
-
-    def answer(*request):
-        socket.send_multipart((b"", *request))
-        _, *reply = socket.recv_multipart()
-        return reply[2], reply[4]
-
-    answer.guard = guard
-    yield answer
-    socket.close()
-    context.term()  # once the doorman has closed its socket
-
-
-def zap(key, mechanism=b"CURVE"):
-    return (b"1.0", b"1", b"zmqpush", b"127.0.0.1", b"", mechanism, key)
-
-
-def test_a_doorman_admits_who_is_in_the_list_and_nobody_when_it_fails(ask, keys, capfd):
-    good = zap(zmq.utils.z85.decode(keys.public("web1")))
-    refused = (b"300", b"")
-    assert ask(*good) == (b"200", keys.public("web1").encode())
-    assert ask(*zap(zmq.utils.z85.decode(keys.public("web2")))) == refused
-    assert ask(*zap(good[-1], b"NULL")) == refused
-    assert ask(*zap(good[-1], b"PLAIN")) == refused
-    assert ask(*good[:-1]) == refused
-    for key in (b"", b"short", bytes(31), bytes(33), bytes(32)):
-        assert ask(*zap(key)) == refused
-    assert ask(b"1.0", b"1") == refused
-    assert ask(b"1.0") == refused
-    assert ask(b"") == refused
-    ask.guard.admits = lambda key: 1 / 0
-    assert ask(*good) == refused
-    assert "internal error, please report it: ZeroDivisionError" in capfd.readouterr().err
-    del ask.guard.admits
-    assert ask(*good)[0] == b"200"
 
 
 # The README's recipe, on two hosts.

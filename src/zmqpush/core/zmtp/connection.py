@@ -215,7 +215,8 @@ class Connection:
         self._part_bytes += sum(map(len, parts))
         if len(self._parts) > self._limits.max_parts:
             most = self._limits.max_parts
-            raise ZmtpError(Fault.LIMIT, f"a message of more than {most} parts")
+            many = f"more than {most}" if most > 1 else "several"
+            raise ZmtpError(Fault.LIMIT, f"a message of {many} parts")
         if self._part_bytes > self._limits.max_bytes:
             most = self._limits.max_bytes
             raise ZmtpError(Fault.LIMIT, f"a message of more than {most} bytes")
