@@ -46,7 +46,6 @@ def _prepare() -> None:
     with contextlib.suppress(OSError):
         if os.sched_getscheduler(0) == os.SCHED_OTHER:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    _tune_malloc()
 
 
 def _tune_malloc() -> None:
@@ -60,6 +59,7 @@ def _tune_malloc() -> None:
 
 def _run(load: Callable[[], Callable[..., object]], program: str) -> None:
     try:
+        _tune_malloc()
         _execute(load(), program)
     except Exception as exc:
         try:

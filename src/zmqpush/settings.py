@@ -20,7 +20,7 @@ MAX_SPOOL_SLOTS = 64
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5014"
 DEFAULT_ACK_ENDPOINT = "tcp://127.0.0.1:5015"
 
-_TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|[\w.-]+):(?P<port>[0-9]{1,5}|\*)")
+_TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|\w[\w.-]*):(?P<port>[0-9]{1,5}|\*)")
 _LOCAL = re.compile(r"ipc://|tcp://(127\.[\d.]+|localhost|\[::1\]):")
 ALLOW_ANY = "any"
 _IPC = re.compile(r"ipc://[^\0\ud800-\udfff]{1,107}")

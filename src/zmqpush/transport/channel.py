@@ -62,6 +62,7 @@ class Channel:
         endpoint: The endpoint that it belongs to.
         principal: Who the peer is, once it is ready.
         number: What stands for the peer, if its socket gives it a number.
+        received: How many bytes came, so far.
         waiting: What the program has not taken yet of what came, in bytes.
         partial: What an incomplete message takes, in bytes.
         closed: Whether it has ended.
@@ -83,7 +84,7 @@ class Channel:
         self.endpoint = endpoint
         self.principal = ""
         self.number = b""
-        self.waiting = self.partial = self.left = 0
+        self.received = self.waiting = self.partial = self.left = 0
         self.closed = False
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
@@ -138,6 +139,7 @@ class Channel:
         if not size:
             self.close()
             return False
+        self.received += size
         try:
             parts = connection.receive(data) if free is None else connection.fill(size)
         except MemoryError:
@@ -149,6 +151,8 @@ class Channel:
             self._ready = True
             self._deadline.cancel()
             self._write_output()
+            if self.closed:  # it has gone without waiting for the answer
+                return True
             self._owner.on_ready(self)
         self._owner.on_parts(self, parts, size)
         if connection.failure:

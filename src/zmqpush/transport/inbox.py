@@ -2,8 +2,9 @@
 What has come and waits for the program, and a bound to all that peers have us hold.
 
 While what they have us hold is within the budget, a connection is paused only if the program
-does not take what it brought. Beyond it those are paused that hold more than their share; the
-others go on. If then no message is complete, the largest incomplete one is cut off.
+does not take what it brought. Beyond it those are paused that hold more than their share, and
+the others go on. Once the program has taken all that is whole, one of the paused may finish
+its message, whatever the budget, or is cut off if it does not go on.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from zmqpush.transport.channel import Channel
 
 # So much of one connection waits for the program, in bytes, before it is paused.
 _CHANNEL_BYTES = 1 << 20
-# How long memory may be short without a message that is complete, in seconds.
+# How long the one that may finish its message may send nothing, in seconds.
 _PATIENCE = 1.0
 
 
@@ -38,6 +39,7 @@ class Inbox:
         self._entries: deque[tuple[Channel, list[Body], int]] = deque()
         self._held = 0
         self._paused: dict[Channel, None] = {}
+        self._favoured: Channel | None = None  # goes on beyond the budget
         self._timer: asyncio.TimerHandle | None = None
 
     def __bool__(self) -> bool:
@@ -55,8 +57,9 @@ class Inbox:
         if channel.waiting >= _CHANNEL_BYTES or self._is_over(channel):
             channel.pause()
             self._paused[channel] = None
-            if self._held > self._budget and self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._relieve)
+            self._resume()
+        elif parts and channel is self._favoured:
+            self._favour(None)
 
     def take(self) -> tuple[Channel, list[Body], int]:
         """Return what came first, of whom, and its weight in bytes; there must be something."""
@@ -79,30 +82,42 @@ class Inbox:
         if drop:
             self._held -= channel.waiting
             self._entries = deque(entry for entry in self._entries if entry[0] is not channel)
+        if channel is self._favoured:
+            self._favour(None)
         self._resume()
 
     def _is_over(self, channel: Channel) -> bool:
+        if self._held <= self._budget or channel is self._favoured:
+            return False
         # Who has gone leaves what it brought, so there is a bound for those who hold little, too.
         share = self._budget // max(1, len(self._channels))
-        is_much = channel.waiting + channel.partial > share or self._held > 2 * self._budget
-        return is_much and self._held > self._budget
+        return channel.waiting + channel.partial > share or self._held > 2 * self._budget
 
     def _resume(self) -> None:
         for channel in list(self._paused):
+            if not self._entries and self._favoured is None and self._is_over(channel):
+                self._favour(channel)
             if channel.waiting <= _CHANNEL_BYTES // 2 and not self._is_over(channel):
                 del self._paused[channel]
                 channel.resume()
 
-    def _relieve(self) -> None:
-        self._timer = None
-        if self._held <= self._budget:
+    def _favour(self, channel: Channel | None) -> None:
+        self._favoured = channel
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if channel:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_PATIENCE, self._check_progress, channel.received)
+
+    def _check_progress(self, before: int) -> None:
+        channel = self._favoured
+        assert channel
+        if channel.received != before:
+            self._favour(channel)
             return
-        if not self._entries and self._channels:
-            largest = max(self._channels, key=lambda channel: channel.partial)
-            self._complaints.warn(
-                f"cut off {largest.peer}, which sends a message without an end",
-                kind=f"memory {largest.peer.rpartition(':')[0]}",
-            )
-            largest.close(reset=True)
-        if self._held > self._budget:
-            self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._relieve)
+        self._complaints.warn(
+            f"cut off {channel.peer}, which does not go on with a message: memory is short",
+            kind=f"memory {channel.peer.rpartition(':')[0]}",
+        )
+        channel.close(reset=True)
