@@ -167,8 +167,23 @@ class Connection:
         return whole
 
     def _assemble(self, flags: bytearray, bodies: list[Body], whole: list[Body]) -> None:
-        if COMMAND in flags:
-            flags, bodies = self._obey(flags, bodies)
+        """Do what commands say; add the parts of all messages that are complete."""
+        if COMMAND not in flags:
+            self._join(flags, bodies, whole)
+            return
+        others: list[Body] = []
+        other_flags = bytearray()
+        try:
+            for flag, body in zip(flags, bodies, strict=True):
+                if flag == COMMAND:
+                    self._obey(bytes(body[:_MAX_READ_BYTES]), len(body))
+                else:
+                    other_flags.append(flag)
+                    others.append(body)
+        finally:
+            self._join(other_flags, others, whole)
+
+    def _join(self, flags: bytearray, bodies: list[Body], whole: list[Body]) -> None:
         start = 0
         while (end := flags.find(0, start)) >= 0:
             self._add(bodies[start : end + 1])
@@ -189,19 +204,9 @@ class Connection:
             most = self._limits.max_bytes
             raise ZmtpError(Fault.LIMIT, f"a message of more than {most} bytes")
 
-    def _obey(self, flags: bytearray, bodies: list[Body]) -> tuple[bytearray, list[Body]]:
-        """Do what commands say; return what else there is."""
+    def _obey(self, body: bytes, size: int) -> None:
         if self._v2:
             raise ZmtpError(Fault.PROTOCOL, "a command in ZMTP 2.0")
-        others: list[Body] = []
-        for flag, body in zip(flags, bodies, strict=True):
-            if flag == COMMAND:
-                self._obey_one(bytes(body[:_MAX_READ_BYTES]), len(body))
-            else:
-                others.append(body)
-        return flags.replace(bytes((COMMAND,)), b""), others
-
-    def _obey_one(self, body: bytes, size: int) -> None:
         if not body or not body[0] or 1 + body[0] > size:
             raise ZmtpError(Fault.PROTOCOL, "a malformed command")
         if body.startswith(_PING):
