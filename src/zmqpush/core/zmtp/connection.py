@@ -127,13 +127,14 @@ class Connection:
         return self._take(flags, bodies)
 
     def _fail(self, exc: Exception) -> None:
-        if not isinstance(exc, ZmtpError):  # a bug of ours must not let anybody in
-            self.failure = ZmtpError(Fault.INTERNAL, f"an error of ours: {exc!r}")
-            self.failure.__cause__ = exc
-        elif not self.failure:
+        """Note an error: of two that one segment makes, the last one lies first in it."""
+        if isinstance(exc, ZmtpError):
             # Its traceback would keep all that came, and what was in boxes, in a cycle.
             exc.__context__ = None
             self.failure = exc.with_traceback(None)
+        else:  # a bug of ours must not let anybody in
+            self.failure = ZmtpError(Fault.INTERNAL, f"an error of ours: {exc!r}")
+            self.failure.__cause__ = exc
 
     def _advance(self, data: bytes) -> bytes:
         """Go on with the handshake; return what is left once it is over."""
