@@ -62,6 +62,9 @@ def test_who_connects_says_ready_first_and_who_binds_once_it_knows_the_peer():
     assert len(binds.take_output()) == GREETING_BYTES
     binds.receive(ready())
     assert binds.take_output().startswith(b"\x04\x27\x05READY")
+    connects.receive(ready(b"PULL"))
+    assert connects.ready
+    assert connects.take_output() == b""
 
 
 def test_no_message_is_taken_before_ready():
@@ -253,6 +256,14 @@ def forged():
     end.receive(greeting(b"CURVE") + command(b"\5HELLO\1\0" + bytes(111) + b"\1" + bytes(80)))
     assert end.failure.fault is Fault.KEY
     return end
+
+
+@pytest.mark.parametrize("make", [failed, forged])
+def test_a_failure_keeps_no_frame_of_the_stack(make):
+    """Secret keys are arguments there, and what was in boxes."""
+    failure = make().failure
+
+    assert failure.__traceback__ is failure.__context__ is failure.__cause__ is None
 
 
 @pytest.mark.parametrize("make", [silent, failed, forged, greeted])

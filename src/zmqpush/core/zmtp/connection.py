@@ -74,7 +74,11 @@ class Connection:
 
     @property
     def held(self) -> int:
-        """How much memory what is not complete takes, in bytes."""
+        """
+        How much memory what is not complete takes, in bytes.
+
+        A part that is a view may keep twice as much.
+        """
         parts = self._part_bytes + PART_OVERHEAD * len(self._parts)
         return self._reader.held + len(self._early) + parts
 
