@@ -3,6 +3,8 @@
 from functools import cache
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nacl.bindings import (
     crypto_box_afternm,
     crypto_box_beforenm,
@@ -389,6 +391,51 @@ def test_a_box_without_flags_is_refused(direction):
 
     assert link.accepted[receiver] == []
     assert receiver.failure.fault is Fault.PROTOCOL
+
+
+edits = st.tuples(
+    st.sampled_from(["insert", "cut", "flip", "repeat", "swap", "drop"]),
+    st.integers(0, 1 << 16),
+    st.binary(min_size=1, max_size=40),
+)
+
+
+def edited(pieces, edits):
+    """Return what arrives of pieces after some edits."""
+    pieces = [*pieces]
+    for name, number, data in edits:
+        at = number % len(pieces)
+        piece = pieces[at]
+        where = number // len(pieces) % (len(piece) or 1)
+        match name:
+            case "insert":
+                pieces[at] = piece[:where] + data + piece[where:]
+            case "cut":
+                pieces[at] = piece[:where] + piece[where + len(data) :]
+            case "flip":
+                pieces[at] = flipped(piece, number % (8 * len(piece))) if piece else piece
+            case "repeat":
+                pieces.insert(number // len(pieces) % len(pieces), piece)
+            case "swap":
+                pieces[at], pieces[at - 1] = pieces[at - 1], piece
+            case "drop" if len(pieces) > 1:
+                del pieces[at]
+    return b"".join(pieces)
+
+
+@both_directions
+@given(edits=st.lists(edits, min_size=1, max_size=3))
+def test_whoever_stands_between_can_take_out_parts_and_nothing_more(direction, edits):
+    link = ready_link()
+    sender, receiver = ends(link, direction)
+    sent = [b"%d" % n * 20 for n in range(8)]
+    pieces = [b"".join(sender.encode_messages([body])) for body in sent[:4]]
+    pieces.append(b"".join(sender.encode_parts(sent[4:7])))
+    pieces.append(b"".join(sender.encode_messages([sent[7]])))
+    link.pass_on(sender, edited(pieces, edits))
+
+    left = iter(sent)
+    assert all(part in left for part in link.accepted[receiver])  # in order, each once
 
 
 # Recorded handshakes.

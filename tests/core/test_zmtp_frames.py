@@ -79,6 +79,20 @@ def test_a_long_body_may_be_filled_in_where_it_belongs(views, with_keys, size):
     assert end.held == 0
 
 
+def test_too_little_memory_for_a_frame_ends_its_connection_alone(monkeypatch):
+    end = greeted(limits=Limits(MIB))
+    end.receive(b"\2" + MIB.to_bytes(8) + bytes(70_000))
+
+    def fails(filled):
+        raise MemoryError
+
+    monkeypatch.setattr(end._reader, "_grow", fails)
+    assert end.fill(len(end.free())) == []
+    assert end.failure.fault is Fault.INTERNAL
+    assert isinstance(end.failure.__cause__, MemoryError)
+    assert end.fill(1) == end.receive(frame(b"x")) == []
+
+
 @pytest.mark.parametrize("size", [1001, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
 @pytest.mark.parametrize("flags", [2, 3, 6])
 def test_a_size_beyond_the_limit_is_refused_from_the_header(size, flags):

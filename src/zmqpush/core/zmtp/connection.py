@@ -110,10 +110,17 @@ class Connection:
 
     def fill(self, size: int) -> list[Body]:
         """Note that so many bytes were put there; return as :meth:`receive` does."""
-        if self.failure or (frame := self._reader.fill(size)) is None:
+        if self.failure:
             return []
-        flag, body = frame
-        return self._take(bytearray((flag,)), [body])
+        flags = bytearray()
+        bodies: list[Body] = []
+        try:
+            if frame := self._reader.fill(size):
+                flags.append(frame[0])
+                bodies.append(frame[1])
+        except Exception as exc:
+            self._fail(exc)
+        return self._take(flags, bodies)
 
     def receive(self, data: bytes) -> list[Body]:
         """Take what came; return the parts of all messages that are complete."""
