@@ -18,7 +18,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-NAMES = ("codec", "receiver", "sender", "spool", "records", "lines", "dialogue")
+NAMES = (
+    *("codec", "receiver", "sender", "spool", "records", "lines", "dialogue"),
+    *("wire_frames", "wire_null", "wire_curve"),
+)
 _AT_ONCE = 2
 _LAST_LINES = 15
 _LIMITS = ["-max_len=2048", "-timeout=30", "-rss_limit_mb=1024"]

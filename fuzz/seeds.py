@@ -22,6 +22,8 @@ from targets import (
     STEPS,
     TARGETS,
 )
+from wire import CURVE_STEPS, KINDS, greeting
+from wire import frame as zmtp_frame
 from zmqpush.core.envelope import Format
 from zmqpush.core.frames import (
     DAMAGED,
@@ -39,6 +41,8 @@ from zmqpush.core.frames import (
     encode,
     public_name,
 )
+from zmqpush.core.zmtp.metadata import SocketType
+from zmqpush.core.zmtp.metadata import encode as metadata
 
 CORPUS = Path(__file__).parent / "corpus"
 HELLO = {
@@ -278,10 +282,99 @@ def dialogue() -> dict[str, bytes]:
     }
 
 
+def wire_frames() -> dict[str, bytes]:
+    """Return frames of each kind and with each error, after a choice of limits and no cuts."""
+    begin = b"\0\1\0\0"
+    ping = zmtp_frame(b"\4PING\0\0context", 4)
+    return {
+        "messages": begin
+        + zmtp_frame(b"a")
+        + zmtp_frame(b"")
+        + zmtp_frame(b"b", 1)
+        + zmtp_frame(b"c"),
+        "long": b"\1\1\1\0" + zmtp_frame(b"x" * 300) + b"\2" + bytes(7) + b"\3abc",
+        "buffer": b"\3\1\1\3\2\7\0" + zmtp_frame(b"y" * 1500)[:9] + b"y" * 1500,
+        "ping": begin + zmtp_frame(b"a", 1) + ping + zmtp_frame(b"b") + ping,
+        "short-ping": begin + zmtp_frame(b"\4PING\0", 4),
+        "unknown-command": begin + zmtp_frame(b"\5OTHER", 4) + zmtp_frame(b"a"),
+        "malformed-command": begin + zmtp_frame(b"a") + zmtp_frame(b"\5x", 4),
+        "empty-command": begin + zmtp_frame(b"", 4),
+        "reserved": begin + zmtp_frame(b"a") + zmtp_frame(b"b", 8),
+        "more-command": begin + zmtp_frame(b"\4PING\0\0", 5),
+        "too-long": begin + zmtp_frame(b"a") + b"\2" + b"\xff" * 8,
+        "too-many": begin + zmtp_frame(b"", 1) * 9,
+        "sum": begin + zmtp_frame(b"x" * 200, 1) * 2,
+    }
+
+
+def wire_null() -> dict[str, bytes]:
+    """Return what peers say first: a kind, how the end is, no cuts, bytes."""
+    pull = KINDS.index(SocketType.PULL)
+
+    def begin(how: int) -> bytes:
+        return bytes((pull, how, 0))
+
+    ready = zmtp_frame(b"\5READY" + metadata(SocketType.PUSH), 4)
+    v2 = greeting(b"NULL")[:10] + b"\1"
+    return {
+        "ready": begin(5) + ready + zmtp_frame(b"a"),
+        "connects": begin(4) + ready + zmtp_frame(b"a", 1) + zmtp_frame(b"b"),
+        "wrong-type": begin(5) + zmtp_frame(b"\5READY" + metadata(SocketType.PULL), 4),
+        "error": begin(5) + zmtp_frame(b"\5ERROR\3why", 4),
+        "twice": begin(5) + zmtp_frame(ready[2:] + metadata(SocketType.PUSH), 4),
+        "message-first": begin(5) + zmtp_frame(b"a"),
+        "too-long": begin(5) + b"\6" + b"\xff" * 8,
+        "other-mechanism": begin(1) + greeting(b"CURVE"),
+        "v2": begin(3) + v2 + b"\x08" + zmtp_frame(b"me") + zmtp_frame(b"a"),
+        "v2-connects": begin(2) + v2 + b"\x08\0\0" + zmtp_frame(b"a", 1) + zmtp_frame(b"b"),
+        "v2-command": begin(3) + v2 + b"\x08\0\0" + zmtp_frame(b"\4PING\0\0", 4),
+        "v2-wrong-type": begin(3) + v2 + b"\x05\0\0",
+        "v2-refused": begin(1) + v2,
+        "v1": begin(1) + b"\1\0",
+        "http": begin(1) + b"GET / HTTP/1.1\r\n",
+    }
+
+
+def wire_curve() -> dict[str, bytes]:
+    """Return conversations with each end: what is wrong in the handshake, numbers, steps."""
+
+    def step(name: str, *choices: int) -> bytes:
+        return bytes((CURVE_STEPS.index(name), *choices))
+
+    def said(flags: int, body: bytes, nonce: int = 0) -> bytes:
+        return step("message", nonce, flags, len(body)) + body
+
+    # Which end, what is wrong; a client chooses two numbers, a server a cookie and one.
+    ends = {"binds": b"\1%c\0\0", "connects": b"\0%c" + b"c" * 96 + b"\0"}
+    traffic = {
+        "messages": said(0, b"a") + said(1, b"b") + said(0, b"c") + said(0, b"x" * 250),
+        "ping": said(1, b"a") + said(2, b"\4PING\0\0ctx") + said(0, b"b"),
+        "again": said(0, b"a") + step("again", 0),
+        "number-0": said(0, b"a") + said(0, b"b", 128 + 3),
+        "other-flags": said(3, b"a"),
+        "changed": said(0, b"a") + step("changed", 1, 120, 0, 30, 1),
+        "changed-size": step("changed", 1, 120, 0, 1, 4),
+        "unchanged": step("changed", 1, 120, 0, 1, 0),
+        "cut": step("cut", 1, 120, 20),
+        "clear": step("clear", 1, 120, 1),
+        "raw": step("raw", 3, 0, 1, 120),
+    }
+    inputs = {
+        f"{end}-{name}": begin % 0 + steps
+        for end, begin in ends.items()
+        for name, steps in traffic.items()
+    }
+    for wrong in range(1, 7):
+        inputs[f"binds-wrong-{wrong}"] = ends["binds"] % wrong + b"\0\20\1" + bytes(40)
+        inputs[f"connects-wrong-{wrong}"] = ends["connects"] % wrong + b"\0\20\1" + bytes(40)
+    return inputs
+
+
 def main() -> None:
     """Write all of them."""
     makers: tuple[Callable[[], dict[str, Any]], ...] = (
         *(codec, receiver, sender, spool, records, lines, dialogue),
+        *(wire_frames, wire_null, wire_curve),
     )
     for make in makers:
         assert make.__name__ in TARGETS

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import by_json
+import wire
 from choices import Choices, frame, seal
 from zmqpush.core.dialogue import DEFER_COMMIT, OK, REFUSED, Dialogue, MarkFilter, Marks
 from zmqpush.core.envelope import Envelope, Format, Payload
@@ -633,7 +634,11 @@ def dialogue(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (codec, receiver, sender, spool, records, lines, dialogue)
+    target.__name__: target
+    for target in (
+        *(codec, receiver, sender, spool, records, lines, dialogue),
+        *(wire.wire_frames, wire.wire_null, wire.wire_curve),
+    )
 }
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import pytest
 import targets
 from zmqpush.core import frames
 from zmqpush.core.receiver import Receiver
+from zmqpush.core.zmtp.connection import Connection
+from zmqpush.core.zmtp.errors import Fault
 from zmqpush.errors import RemoteProtocolError
 
 CORPUS = Path(__file__).parent.parent / "fuzz" / "corpus"
@@ -54,3 +56,19 @@ def test_the_corpus_of_the_receiver_gets_every_answer(monkeypatch):
         (frames.Welcome, None),
         (frames.Ack, None),
     }
+
+
+def test_the_corpus_of_the_wire_gets_every_fault_but_an_error_of_ours(monkeypatch):
+    faults = set()
+    fail = Connection._fail
+
+    def watched(self, exc):
+        fail(self, exc)
+        faults.add(self.failure.fault)
+
+    monkeypatch.setattr(Connection, "_fail", watched)
+    for name in ("wire_frames", "wire_null", "wire_curve"):
+        for path in (CORPUS / name).iterdir():
+            targets.TARGETS[name](path.read_bytes())
+
+    assert faults == {*Fault} - {Fault.INTERNAL}

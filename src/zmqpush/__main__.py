@@ -66,7 +66,7 @@ def _run(load: Callable[[], Callable[..., object]], program: str) -> None:
             from zmqpush.failures import report_failure
 
             code = report_failure(exc, program)
-        except (ImportError, MemoryError):  # there is not even room to say why
+        except (ImportError, MemoryError, OSError):  # there is not even room to say why
             os.write(2, f"{program}: out of memory\n".encode())
             code = EXIT_RESOURCES
         sys.exit(code)

@@ -140,13 +140,7 @@ class Channel:
             self.close()
             return False
         self.received += size
-        try:
-            parts = connection.receive(data) if free is None else connection.fill(size)
-        except MemoryError:
-            raise
-        except Exception as exc:
-            self.close(exc)  # the process and the other connections go on
-            return False
+        parts = connection.receive(data) if free is None else connection.fill(size)
         if not self._ready and connection.ready:
             self._ready = True
             self._deadline.cancel()

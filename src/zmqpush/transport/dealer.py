@@ -65,6 +65,7 @@ class DealerSocket(Link):
 
     def receive(self) -> list[bytes]:
         """Return frames that are there, some at a time, however many there are."""
+        self._check_memory()
         frames: list[bytes] = []
         while self._inbox and len(frames) < _TURN_FRAMES:
             frames += map(bytes, self._inbox.take()[1])

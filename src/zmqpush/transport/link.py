@@ -51,6 +51,7 @@ class Link:
         self._steps = _STEPS_PER_TURN
         self._resting: deque[Channel] = deque()  # whose handshakes wait for the next turn
         self._woken = asyncio.Event()
+        self._out_of_memory: BaseException | None = None
         self._listeners: list[Listener] = []
         self._dialers = {
             endpoint: Dialer(endpoint, self._words.there, self._adopt, self._words.explain_absence)
@@ -98,6 +99,11 @@ class Link:
         await self._woken.wait()
         self._woken.clear()
 
+    def _check_memory(self) -> None:
+        # Raised where it ends the program in order, and not in a callback.
+        if self._out_of_memory:
+            raise self._out_of_memory
+
     # What channels and endpoints call.
 
     def _adopt(self, sock: socket.socket, endpoint: str) -> None:
@@ -139,6 +145,8 @@ class Link:
 
     def on_closed(self, channel: Channel, why: Exception | None) -> None:
         """Note that a connection has ended: why, or None if the peer closed it."""
+        if why and isinstance(why.__cause__, MemoryError):
+            self._out_of_memory = why.__cause__
         was_ready = channel not in self._greeting
         self._greeting.pop(channel, None)
         self._channels.pop(channel, None)

@@ -58,6 +58,7 @@ class PullSocket(Link):
 
     def receive(self, max_frames: int | None = None) -> list[bytes]:
         """Return frames that are there, a MiB of them or one that is longer; none if none are."""
+        self._check_memory()
         frames: list[bytes] = []
         most = _TURN_FRAMES if max_frames is None else min(max_frames, _TURN_FRAMES)
         size = 0

@@ -76,6 +76,7 @@ class RouterSocket(Link):
 
     def receive(self) -> list[tuple[bytes, Body, str]]:
         """Return peers, their frames and principals, those that are there, a MiB of them."""
+        self._check_memory()
         messages: list[tuple[bytes, Body, str]] = []
         size = 0
         while self._inbox and size < _TURN_BYTES and len(messages) < _TURN_FRAMES:

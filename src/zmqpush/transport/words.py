@@ -88,6 +88,8 @@ class Words:
     def _of_server(self, endpoint: str, error: ZmtpError) -> str:
         encrypts = self._guard.encrypts
         match error.fault:
+            case Fault.INTERNAL:
+                return f"internal error, please report it: {error.__cause__!r}"
             case Fault.NOT_ZMTP:
                 return f"{endpoint} does not speak ZMTP 3 (is it an HTTP or ssh server?)"
             case Fault.MECHANISM if encrypts:
@@ -123,12 +125,12 @@ class Words:
         elif isinstance(why, HandshakeTimeoutError):
             text = f"{peer} connects to {endpoint}, and does not say what it is"
             self._warn(text, f"{endpoint} timeout")
-        elif why is not None and not isinstance(why, OSError):
-            self._warn(f"internal error, please report it: {why!r}", f"{endpoint} internal")
 
     def _of_client(self, endpoint: str, peer: str, error: ZmtpError) -> str:
         who = f"{peer}, which connects to {endpoint},"
         match error.fault:
+            case Fault.INTERNAL:
+                return f"internal error, please report it: {error.__cause__!r}"
             case Fault.NOT_ZMTP | Fault.VERSION:
                 return (
                     f"something that does not speak ZMTP 3 connects to {endpoint}: {peer}: {error}"

@@ -1,6 +1,6 @@
 """One connection: greeting, handshake, traffic."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from zmqpush.core.zmtp import greeting, metadata
@@ -22,7 +22,7 @@ class Limits:
     What is taken of a peer.
 
     Attributes:
-        max_bytes: The longest message, in bytes.
+        max_bytes: The longest message, in bytes: 255 at least.
         max_parts: How many parts a message may have.
         views: Whether a long part may be a view of what was received, not a copy.
         v2: Whether ZMTP 2.0 is spoken with a peer that knows no later one, without keys.
@@ -46,26 +46,24 @@ class Connection:
 
     Attributes:
         ready: Whether the handshake is over, and messages may be sent.
-        failure: Why the connection must be closed, once it must be: nothing more is taken.
-        said: How many steps of the handshake this end has taken: 1 before it has heard a
-            greeting, 2 before it has heard all of it, and then one for each of its commands.
+        failure: Why the connection must be closed, once it must be: nothing more is taken. No
+            method that takes bytes of the peer raises.
 
     """
 
     def __init__(self, socket_type: SocketType, mechanism: Mechanism, limits: Limits) -> None:
-        self._type = socket_type
         self._mechanism = mechanism
         self._limits = limits
         views = limits.views or mechanism.overhead > 0  # what is encrypted is copied anyway
         self._reader = FrameReader(limits.max_bytes + mechanism.overhead, views=views)
         self._output: list[bytes] = []
-        self.said = 0
+        self._said = 0
         self._pong = b""
         self._parts: list[Body] = []  # of a message whose end has not come
         self._part_bytes = 0
         self._v2 = False
         self._early = b""  # of the handshake, and not enough for its next step
-        self._steps = self._shake_hands()
+        self._steps = _shake_hands(socket_type, mechanism, self._output.append, v2=limits.v2)
         self._wanted = next(self._steps)
         self.ready = False
         self.failure: ZmtpError | None = None
@@ -77,17 +75,33 @@ class Connection:
 
     @property
     def held(self) -> int:
-        """How much memory what is not complete takes, in bytes."""
+        """
+        How much memory what is not complete takes, in bytes.
+
+        A part that is a view may keep twice as much.
+        """
         parts = self._part_bytes + PART_OVERHEAD * len(self._parts)
         return self._reader.held + len(self._early) + parts
 
-    def _write(self, data: bytes) -> None:
-        self._output.append(data)
-        self.said += 1
+    @property
+    def said(self) -> int:
+        """
+        How many steps of the handshake this end has taken.
+
+        One before it has heard a greeting, two before it has heard all of it, and then one for
+        each of its commands.
+        """
+        return self._said + len(self._output)
 
     def take_output(self) -> bytes:
-        """Return what is to be sent, before messages or between them."""
+        """
+        Return what is to be sent, before messages or between them.
+
+        What is encrypted is numbered: this and all messages are sent in the order in which
+        they were returned.
+        """
         output = b"".join(self._output)
+        self._said += len(self._output)
         self._output.clear()
         if self._pong:
             output += self._mechanism.encode_command(self._pong)
@@ -112,75 +126,58 @@ class Connection:
 
     def fill(self, size: int) -> list[Body]:
         """Note that so many bytes were put there; return as :meth:`receive` does."""
-        if self.failure or (frame := self._reader.fill(size)) is None:
+        if self.failure:
             return []
-        flag, body = frame
-        return self._take(bytearray((flag,)), [body])
+        flags = bytearray()
+        bodies: list[Body] = []
+        try:
+            if frame := self._reader.fill(size):
+                flags.append(frame[0])
+                bodies.append(frame[1])
+        except Exception as exc:
+            self._fail(exc)
+        return self._take(flags, bodies)
 
     def receive(self, data: bytes) -> list[Body]:
         """Take what came; return the parts of all messages that are complete."""
+        if self.failure:
+            return []
         flags = bytearray()
         bodies: list[Body] = []
         try:
             if not self.ready:
                 data = self._advance(data)
-            if self.ready and not self.failure:
+            if self.ready:
                 self._reader.feed(data, flags, bodies)
-        except ZmtpError as exc:
-            self.failure = self.failure or exc
+        except Exception as exc:
+            self._fail(exc)
         return self._take(flags, bodies)
+
+    def _fail(self, exc: Exception) -> None:
+        """Note an error: of two that one segment makes, the last one lies first in it."""
+        if isinstance(exc, ZmtpError):
+            # Its traceback would keep all that came, and what was in boxes, in a cycle.
+            exc.__context__ = None
+            self.failure = exc.with_traceback(None)
+        else:  # a bug of ours must not let anybody in
+            self.failure = ZmtpError(Fault.INTERNAL, f"an error of ours: {exc!r}")
+            self.failure.__cause__ = exc
 
     def _advance(self, data: bytes) -> bytes:
         """Go on with the handshake; return what is left once it is over."""
         data = self._early + data
         at = 0
-        while self._wanted <= len(data) - at and not self.failure:
+        while self._wanted <= len(data) - at:
             start, at = at, at + self._wanted
             try:
                 self._wanted = self._steps.send(data[start:at])
-            except StopIteration:
-                self.ready = True
+            except StopIteration as exc:
+                self._v2 = exc.value
                 self._early = b""
+                self.ready = True
                 return data[at:]
         self._early = data[at:]
         return b""
-
-    def _shake_hands(self) -> Generator[int, bytes, None]:
-        self._write(greeting.OPENING)
-        version = yield from greeting.read_greeting()
-        if version == greeting.V2:
-            yield from self._shake_hands_v2()
-            return
-        mechanism = self._mechanism
-        as_server = mechanism.binds and mechanism.name != b"NULL"
-        self._write(greeting.encode_rest(mechanism.name, as_server=as_server))
-        theirs = yield from greeting.read_mechanism()
-        if theirs != mechanism.name:
-            raise ZmtpError(
-                Fault.MECHANISM,
-                f"it has the mechanism {printable(theirs)}, not {mechanism.name.decode()}",
-            )
-        yield from mechanism.handshake(
-            self._write,
-            metadata.encode(self._type),
-            lambda data: metadata.check_type(data, self._type),
-        )
-
-    def _shake_hands_v2(self) -> Generator[int, bytes, None]:
-        if not self._limits.v2 or self._mechanism.name != b"NULL" or self._type not in V2_TYPES:
-            raise ZmtpError(Fault.VERSION, "it speaks ZMTP 2.0: libzmq 4 or later is wanted")
-        ours = bytes((V2_TYPES[self._type], 0, 0))  # and an empty identity
-        if not self._mechanism.binds:
-            self._write(ours)
-        (number,) = yield 1
-        metadata.check_v2_type(number, self._type)
-        flags, size = yield 2
-        if flags:
-            raise ZmtpError(Fault.PROTOCOL, "what should be its identity is not")
-        yield size
-        if self._mechanism.binds:
-            self._write(ours)
-        self._v2 = True
 
     def _take(self, flags: bytearray, bodies: list[Body]) -> list[Body]:
         """Return the parts of all messages that are complete."""
@@ -193,13 +190,28 @@ class Connection:
                     whole = bodies  # each is a message
                 else:
                     self._assemble(flags, bodies, whole)
-        except ZmtpError as exc:
-            self.failure = self.failure or exc
+        except Exception as exc:
+            self._fail(exc)
         return whole
 
     def _assemble(self, flags: bytearray, bodies: list[Body], whole: list[Body]) -> None:
-        if COMMAND in flags:
-            flags, bodies = self._obey(flags, bodies)
+        """Do what commands say; add the parts of all messages that are complete."""
+        if COMMAND not in flags:
+            self._join(flags, bodies, whole)
+            return
+        others: list[Body] = []
+        other_flags = bytearray()
+        try:
+            for flag, body in zip(flags, bodies, strict=True):
+                if flag == COMMAND:
+                    self._obey(bytes(body[:_MAX_READ_BYTES]), len(body))
+                else:
+                    other_flags.append(flag)
+                    others.append(body)
+        finally:
+            self._join(other_flags, others, whole)
+
+    def _join(self, flags: bytearray, bodies: list[Body], whole: list[Body]) -> None:
         start = 0
         while (end := flags.find(0, start)) >= 0:
             self._add(bodies[start : end + 1])
@@ -221,22 +233,55 @@ class Connection:
             most = self._limits.max_bytes
             raise ZmtpError(Fault.LIMIT, f"a message of more than {most} bytes")
 
-    def _obey(self, flags: bytearray, bodies: list[Body]) -> tuple[bytearray, list[Body]]:
-        """Do what commands say; return what else there is."""
+    def _obey(self, body: bytes, size: int) -> None:
         if self._v2:
             raise ZmtpError(Fault.PROTOCOL, "a command in ZMTP 2.0")
-        others: list[Body] = []
-        for flag, body in zip(flags, bodies, strict=True):
-            if flag == COMMAND:
-                self._obey_one(bytes(body[:_MAX_READ_BYTES]), len(body))
-            else:
-                others.append(body)
-        return flags.replace(bytes((COMMAND,)), b""), others
-
-    def _obey_one(self, body: bytes, size: int) -> None:
         if not body or not body[0] or 1 + body[0] > size:
             raise ZmtpError(Fault.PROTOCOL, "a malformed command")
         if body.startswith(_PING):
             if size < len(_PING) + _TTL_BYTES:
                 raise ZmtpError(Fault.PROTOCOL, "a short PING")
             self._pong = _PONG + body[len(_PING) + _TTL_BYTES :]
+
+
+def _shake_hands(
+    socket_type: SocketType, mechanism: Mechanism, write: Callable[[bytes], None], *, v2: bool
+) -> Generator[int, bytes, bool]:
+    """Do the handshake; return whether ZMTP 2.0 is spoken from then on."""
+    write(greeting.OPENING)
+    version = yield from greeting.read_greeting()
+    if version == greeting.V2:
+        if not v2 or mechanism.name != b"NULL" or socket_type not in V2_TYPES:
+            raise ZmtpError(Fault.VERSION, "it speaks ZMTP 2.0: libzmq 4 or later is wanted")
+        yield from _shake_hands_v2(socket_type, write, binds=mechanism.binds)
+        return True
+    as_server = mechanism.binds and mechanism.name != b"NULL"
+    write(greeting.encode_rest(mechanism.name, as_server=as_server))
+    theirs = yield from greeting.read_mechanism()
+    if theirs != mechanism.name:
+        raise ZmtpError(
+            Fault.MECHANISM,
+            f"it has the mechanism {printable(theirs)}, not {mechanism.name.decode()}",
+        )
+    yield from mechanism.handshake(
+        write,
+        metadata.encode(socket_type),
+        lambda data: metadata.check_type(data, socket_type),
+    )
+    return False
+
+
+def _shake_hands_v2(
+    socket_type: SocketType, write: Callable[[bytes], None], *, binds: bool
+) -> Generator[int, bytes, None]:
+    ours = bytes((V2_TYPES[socket_type], 0, 0))  # and an empty identity
+    if not binds:
+        write(ours)
+    (number,) = yield 1
+    metadata.check_v2_type(number, socket_type)
+    flags, size = yield 2
+    if flags:
+        raise ZmtpError(Fault.PROTOCOL, "what should be its identity is not")
+    yield size
+    if binds:
+        write(ours)

@@ -117,11 +117,10 @@ class _Curve:
     def open(self, flags: bytearray, bodies: list[Body], *, views: bool) -> None:
         for at, body in enumerate(bodies):
             try:
-                flag, bodies[at] = self._open(flags[at], body, views)
-            except ZmtpError:
+                flags[at], bodies[at] = self._open(flags[at], body, views)
+            except Exception:
                 del flags[at:], bodies[at:]
                 raise
-            flags[at] = flag
 
     def _open(self, outer: int, body: Body, views: bool) -> tuple[int, Body]:
         if outer:  # MORE and COMMAND are in the boxes: in the clear they are nobody's word
@@ -199,6 +198,8 @@ class CurveClient(_Curve):
         write(frames.encode_command(b"".join((_INITIATE, cookie, nonce, box))))
 
         ready = yield from read_command(_READY)
+        if len(ready) < len(_READY) + _NONCE_BYTES + _MAC_BYTES:
+            raise ZmtpError(Fault.PROTOCOL, "a short READY")
         nonce = self._check_nonce(ready, len(_READY))
         box = ready[len(_READY) + _NONCE_BYTES :]
         theirs = _open_afternm(box, _READY_NONCE + nonce, self._shared, Fault.KEY)
@@ -232,6 +233,8 @@ class CurveServer(_Curve):
         _check_size(hello, _HELLO_BYTES)
         if hello[len(_HELLO) : len(_HELLO) + len(_VERSION)] != _VERSION:
             raise ZmtpError(Fault.PROTOCOL, "another version of CURVE")
+        if hello[len(_HELLO) + len(_VERSION) : _HELLO_KEY] != _PADDING:
+            raise ZmtpError(Fault.PROTOCOL, "a HELLO whose padding is not zero")
         client_key = hello[_HELLO_KEY : _HELLO_KEY + KEY_BYTES]  # C'
         nonce = self._check_nonce(hello, _HELLO_KEY + KEY_BYTES)
         signature = hello[_HELLO_KEY + KEY_BYTES + _NONCE_BYTES :]
@@ -292,26 +295,26 @@ _REFUSED = (CryptoError, TypeError, ValueError, RuntimeError)
 def _beforenm(public: bytes, secret: bytes) -> bytes:
     try:
         return crypto_box_beforenm(public, secret)
-    except _REFUSED as exc:
-        raise _wrong_key() from exc
+    except _REFUSED:
+        raise _wrong_key() from None
 
 
 def _box(plain: bytes, nonce: bytes, public: bytes, secret: bytes) -> bytes:
     try:
         return crypto_box_easy(plain, nonce, public, secret)
-    except _REFUSED as exc:
-        raise _wrong_key() from exc
+    except _REFUSED:
+        raise _wrong_key() from None
 
 
 def _open(box: bytes, nonce: bytes, public: bytes, secret: bytes) -> bytes:
     try:
         return crypto_box_open_easy(box, nonce, public, secret)
-    except _REFUSED as exc:
-        raise _wrong_key() from exc
+    except _REFUSED:
+        raise _wrong_key() from None
 
 
 def _open_afternm(box: bytes, nonce: bytes, shared: bytes, fault: Fault) -> bytes:
     try:
         return crypto_box_open_easy_afternm(box, nonce, shared)
-    except _REFUSED as exc:
-        raise ZmtpError(fault, "a frame that was changed on the way") from exc
+    except _REFUSED:
+        raise ZmtpError(fault, "a frame that was changed on the way") from None

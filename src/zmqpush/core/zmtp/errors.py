@@ -17,6 +17,7 @@ class Fault(StrEnum):
     REFUSED = "refused"  # it says that it refuses us
     PROTOCOL = "protocol"  # it breaks ZMTP
     LIMIT = "limit"  # it sends more at once than is taken
+    INTERNAL = "internal"  # nothing: an error of ours, which is the failure's cause
 
 
 class ZmtpError(ZmqpushError):

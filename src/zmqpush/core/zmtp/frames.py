@@ -5,8 +5,8 @@ Frames: https://rfc.zeromq.org/spec/37/, "Framing".
 
     flags (1 byte: MORE 1, LONG 2, COMMAND 4)  size (1 byte, or 8 if LONG)  body
 
-A body is sliced out of what came, in a loop with a bound in each of its lines. Nothing is
-allocated by a size that a peer claims before 64 KiB of the body are there.
+A body is sliced out of what came, in a loop with a bound in each of its lines. Memory follows
+what has come, not the size that a peer claims: it is four times as much at most.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,8 +23,9 @@ PART_OVERHEAD = 64
 _SHORT_HEADER = 2
 LONG_HEADER = 9
 _MAX_SHORT = 255
-# An incomplete frame of which so much is there gets a buffer of its own.
+# An incomplete frame of which so much is there gets a buffer of its own, so many times longer.
 _OWN_BUFFER_BYTES = 64 << 10
+_GROWTH = 4
 # A frame is not copied if it is longer, and at least half of what keeps it in memory.
 _COPY_BYTES = 8 << 10
 
@@ -90,16 +91,18 @@ class FrameReader:
     Cuts what comes into frames.
 
     Args:
-        max_bytes: The longest body that is taken, in bytes.
+        max_bytes: The longest body that is taken, in bytes: 255 at least.
         views: Whether a long body may be a view of what was received, not a copy.
 
     """
 
     def __init__(self, max_bytes: int, *, views: bool = False) -> None:
-        self._max_bytes = max_bytes
+        self._max_bytes = max(max_bytes, _MAX_SHORT)
         self._views = views
-        self._rest = b""  # of a frame that is not complete
+        self._rest = bytearray()  # of a frame that is not complete
+        self._wanted = 0  # how long the rest must be before it says more
         self._flags = 0  # of a frame that has a buffer of its own
+        self._size = 0
         self._buffer: bytearray | None = None
         self._filled = 0
 
@@ -118,6 +121,9 @@ class FrameReader:
         self._filled += size
         if self._filled < len(self._buffer):
             return None
+        if self._filled < self._size:
+            self._grow(self._buffer)
+            return None
         body = memoryview(self._buffer) if self._views else bytes(self._buffer)
         self._buffer = None
         return self._flags, body
@@ -135,8 +141,12 @@ class FrameReader:
         if self._buffer is not None:
             data = self._refill(data, flags, bodies)
         elif self._rest:
-            data = self._rest + data
-            self._rest = b""
+            if len(self._rest) + len(data) < self._wanted:
+                self._rest += data  # not joined: it may come a byte at a time
+                self._give_buffer()
+                return
+            data = b"".join((self._rest, data))
+            self._rest = bytearray()
         add, mark = bodies.append, flags.append
         end = len(data)
         at = 0
@@ -159,7 +169,7 @@ class FrameReader:
         if at < end:
             self._keep(data, at)
 
-    def _measure(self, data: bytes, at: int) -> tuple[int, int]:
+    def _measure(self, data: bytes | bytearray, at: int) -> tuple[int, int]:
         """Return where a body begins and ends; 0 and 0 if its header is not complete."""
         flag = data[at]
         if flag > (COMMAND | LONG) or (flag & COMMAND and flag & MORE):
@@ -183,23 +193,37 @@ class FrameReader:
         return data[start:stop]
 
     def _keep(self, data: bytes, at: int) -> None:
-        self._rest = data[at:]
+        self._rest += data[at:]
+        if len(self._rest) < _SHORT_HEADER:
+            self._wanted = _SHORT_HEADER
+            return
+        start, stop = self._measure(self._rest, 0)
+        self._wanted = stop if start else LONG_HEADER
+        self._give_buffer()
+
+    def _give_buffer(self) -> None:
         if len(self._rest) < _OWN_BUFFER_BYTES:
             return
         # Its header is complete.
         start, stop = self._measure(self._rest, 0)
         self._flags = self._rest[0] & ~LONG
-        self._buffer = bytearray(stop - start)
+        self._size = stop - start
         self._filled = len(self._rest) - start
-        self._buffer[: self._filled] = self._rest[start:]
-        self._rest = b""
+        self._grow(self._rest[start:])
+        self._rest = bytearray()
+
+    def _grow(self, filled: bytearray) -> None:
+        """Go on in a longer buffer: whoever fills the last one may still have a view of it."""
+        self._buffer = bytearray(min(_GROWTH * len(filled), self._size))
+        self._buffer[: len(filled)] = filled
 
     def _refill(self, data: bytes, flags: bytearray, bodies: list[Body]) -> bytes:
-        free = self.free()
-        assert free is not None
-        part = data[: len(free)]
-        free[: len(part)] = part
-        if frame := self.fill(len(part)):
-            flags.append(frame[0])
-            bodies.append(frame[1])
-        return data[len(part) :]
+        at = 0
+        while at < len(data) and (free := self.free()) is not None:
+            part = data[at : at + len(free)]
+            free[: len(part)] = part
+            at += len(part)
+            if frame := self.fill(len(part)):
+                flags.append(frame[0])
+                bodies.append(frame[1])
+        return data[at:]

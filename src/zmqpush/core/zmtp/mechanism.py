@@ -85,10 +85,10 @@ def read_command(name: bytes) -> Generator[int, bytes, bytes]:
 
     """
     flags, size = yield 2
-    if flags & LONG:
-        size = int.from_bytes(bytes((size,)) + (yield 7))
     if flags & ~LONG != COMMAND:
         raise ZmtpError(Fault.PROTOCOL, "a message within the handshake")
+    if flags & LONG:
+        size = int.from_bytes(bytes((size,)) + (yield 7))
     if size > _MAX_COMMAND_BYTES:
         raise ZmtpError(Fault.LIMIT, f"a handshake command of {size} bytes")
     body = yield size
@@ -96,5 +96,6 @@ def read_command(name: bytes) -> Generator[int, bytes, bytes]:
         reason = printable(body[len(_ERROR) + 1 :])
         raise ZmtpError(Fault.REFUSED, f"it refuses the handshake: {reason or 'no reason'}")
     if not body.startswith(name):
-        raise ZmtpError(Fault.PROTOCOL, f"{printable(body[1:8])} instead of {name[1:].decode()}")
+        theirs = printable(body[1 : len(name)]) or "nothing"
+        raise ZmtpError(Fault.PROTOCOL, f"{theirs} instead of {name[1:].decode()}")
     return body
