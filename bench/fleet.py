@@ -24,7 +24,7 @@ from multiprocessing import Pool
 PATIENCE, PATIENCE_OF_SEVERAL, MAX_PATIENCE = 8.0, 2.0, 10.0
 SILENCE = 15.0  # 3 pings
 REFUSED_DELAY = 30.0
-# src/zmqpush/links.py; the kernel sends a SYN again after 1 and 3 s
+# src/zmqpush/transport/; the kernel sends a SYN again after 1 and 3 s
 RECONNECT, MAX_RECONNECT, CONNECT_TIMEOUT = 0.05, 2.0, 5.0  # the first: up to twice as much
 SYN_AGAIN = (1.0, 3.0)
 BACKLOG = 1024

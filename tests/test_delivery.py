@@ -259,7 +259,8 @@ def test_it_does_not_wait_for_a_receiver_that_dies_at_the_end(start, tmp_path):
     assert child.stderr.readline() == b"zmqpush: the receiver is slow to take the last records\n"
     receiver.kill()
 
-    assert child.wait(PATIENCE) == 0
+    assert child.wait(PATIENCE) == 1
+    assert losses(child.stderr.read())[1] > 0  # the system had taken them, and nobody else
 
 
 def test_giving_up_counts_what_was_dropped_and_what_is_lost():

@@ -26,7 +26,7 @@ def fail(*args, **kwargs):
     raise {error}
 """
 SENDER = {
-    "monitor": "zmqpush.handshakes.HandshakeWatch._take",
+    "connecting": "zmqpush.transport.dialer.Dialer._try_all",
     "what is read": "zmqpush.core.lines.LineSplitter.feed",
     "formatting": "zmqpush.core.envelope.Envelope.format",
     "a value": "zmqpush.plain.PlainOutlet.put",
@@ -95,12 +95,12 @@ def test_a_failure_of_acknowledged_delivery_is_one_line_and_exit_70(broken, tmp_
 
 
 RECEIVER = {
-    "monitor": "zmqpush.handshakes.HandshakeWatch._take",
+    "accepting": "zmqpush.transport.listener._highest_connection",
     "decoding": "zmqpush.core.records.RecordDecoder.decode",
     "writing": "zmqpush.writer.Writer.write",
     "committing": "zmqpush.writer.Writer.commit",
-    "memory": "zmqpush.pressure.Pressure._resident",
-    "connections": "zmqpush.links.Link._let_in",
+    "memory": "zmqpush.transport.inbox.Inbox.put",
+    "connections": "zmqpush.transport.link.Link.on_ready",
     "timer": "zmqpush.pull.Puller._commit_plain",
 }
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, wait_until, wait_until_ready
-from zmqpush import acked, links
+from zmqpush import acked
 from zmqpush.core import frames, sender
+from zmqpush.transport import listener
 
 BENCH = Path(__file__).parent.parent / "bench" / "fleet.py"
 spec = importlib.util.spec_from_file_location("fleet", BENCH)
@@ -126,7 +127,7 @@ def test_the_simulated_times_are_those_of_the_programs():
     assert fleet.MAX_PATIENCE == sender._MAX_PATIENCE
     assert fleet.SILENCE == sender._DEAD_PINGS * frames.PING_INTERVAL
     assert fleet.REFUSED_DELAY == sender._REFUSED_DELAY
-    assert 65536 - fleet.CONNECTIONS == links._SPARE_DESCRIPTORS
+    assert 65536 - fleet.CONNECTIONS == listener._SPARE_DESCRIPTORS
 
 
 def test_spread_deals_first_and_second_receivers_evenly():
