@@ -260,7 +260,8 @@ class Wire:
 
     def send(self, most: int = MAX_CREDIT_BLOCKS) -> None:
         """Send so many blocks, or as many as credit allows."""
-        room = min(self._blocks, self._bytes // len(line_block(1).payload))
+        # Whoever has a byte of credit left may send a block.
+        room = min(self._blocks, -(-self._bytes // len(line_block(1).payload)))
         end = min(self.acked + room, self.sent + most)
         for number in range(len(self.tails) + 1, end + 1):
             self.tails.append(encode(line_block(number), 0)[FRAME_HEADER_BYTES:])
