@@ -15,6 +15,8 @@ from zmqpush.settings import Endpoints
 _BLOCKS_HWM = 4 * MAX_CREDIT_BLOCKS
 # A frame that is longer is not copied: it waits where libzmq has received it.
 _COPY_BYTES = 8192
+# One turn of a receiver ends after so many messages: those of one are committed together.
+_TURN_MESSAGES = 1024
 
 
 class DealerLink(Link):
@@ -103,12 +105,13 @@ class RouterLink(Link):
         """Return peers, their frames and keys, those that are there, until they make a MiB."""
         messages: list[tuple[bytes, bytes | memoryview, str]] = []
         size = 0
+        encrypts = self._guard.encrypts
         with contextlib.suppress(zmq.Again):
-            for _ in range(TURN_FRAMES):
+            for _ in range(_TURN_MESSAGES):
                 if self._skipping:
                     self._skip()
                     continue
-                peer = self._socket.recv(NOBLOCK, copy=False)
+                peer = self._recv(NOBLOCK)
                 frame = self._socket.recv(NOBLOCK, copy=False)
                 if frame.more:
                     self.malformed += 1
@@ -116,8 +119,8 @@ class RouterLink(Link):
                     continue
                 self._note(frame)
                 data = frame.buffer if len(frame) > _COPY_BYTES else frame.bytes
-                principal = str(frame["User-Id"]) if self._guard.encrypts else ANONYMOUS
-                messages.append((peer.bytes, data, principal))
+                principal = str(frame["User-Id"]) if encrypts else ANONYMOUS
+                messages.append((peer, data, principal))
                 size += len(frame)
                 if size >= TURN_BYTES:
                     break
