@@ -50,8 +50,9 @@ _CHECK_INTERVAL = 1.0
 _RETRY_INTERVAL = 1.0
 _WAITING_BYTES = 16 << 20
 _MAX_WAITING = 4096  # batches
-# Batches for the same file are written as one, up to so many bytes.
-_PIECE_BYTES = 64 << 10
+# Batches for the same file are written as one, up to so many bytes: a copy of large ones would
+# take more memory than time is saved.
+_PIECE_BYTES = 16 << 10
 
 
 @dataclass(slots=True)
