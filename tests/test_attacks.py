@@ -235,6 +235,16 @@ def test_what_is_stale_replayed_out_of_order_or_too_much_is_refused(target):
     assert target.peak < AT_REST + 256 * MIB
 
 
+def test_small_messages_that_nobody_asked_for_wait_at_their_sender(target):
+    """They come faster than they can be refused."""
+    small = frame(bytes(255))
+    with target.under_attack("small messages"), shake_hands(target.port) as peer:
+        assert pour(peer, small * 100, 128 * MIB) >= 128 * MIB
+
+    assert target.peak < AT_REST
+    target.verify()
+
+
 def test_streams_that_never_sent_a_block_are_not_remembered():
     # One that did is: for 30 days, or until it says that it is over.
     receiver = Receiver({}, 64 * MIB, "disk", iter(range(1, 1 << 63)).__next__)

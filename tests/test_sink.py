@@ -10,7 +10,7 @@ import select
 import shutil
 import signal
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 import zmq
@@ -321,6 +321,78 @@ def test_a_write_that_stalls_while_a_sync_fails_is_repeated_from_its_beginning(
     asyncio.run(write())
 
     assert sorted((tmp_path / "all").read_bytes().split()) == [b"a1", *[b"plain"] * 3]
+
+
+def of_streams(*texts):
+    """Return a batch of each text, by the stream that its second letter names."""
+    numbers = Counter()
+    batches = []
+    for text in texts:
+        stream = text[1:2].decode()
+        numbers[stream] += 1
+        labels = {"type": text[:1].decode()}
+        batches.append(Batch(text + b"\n", 1, labels, stream, numbers[stream]))
+    return batches
+
+
+@pytest.mark.parametrize(("most", "writes"), [(1 << 16, 2), (10, 4), (1, 7)])
+def test_what_many_senders_have_for_a_file_is_written_at_once(tmp_path, monkeypatch, most, writes):
+    monkeypatch.setattr("zmqpush.sinks.files._PIECE_BYTES", most)
+    sink, _ = file_sink(f"{tmp_path}/{{type}}")
+    real, written = os.write, []
+
+    def write(fd, data):
+        written.append(bytes(data))
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    asyncio.run(sink.write(of_streams(b"ax1", b"ay1", b"bz1", b"ax2", b"ay2", b"bz2", b"ax3")))
+
+    assert len(written) == writes
+    assert (tmp_path / "a").read_bytes() == b"ax1\nay1\nax2\nay2\nax3\n"
+    assert (tmp_path / "b").read_bytes() == b"bz1\nbz2\n"
+
+
+def test_what_is_written_at_once_goes_on_where_the_disk_was_full(tmp_path, monkeypatch):
+    sink, _ = file_sink(str(tmp_path / "all"))
+    batches = of_streams(b"ax1", b"ay1", b"az1", b"ax2")
+    real, left = os.write, iter([6])
+
+    def write_a_part(fd, data):
+        if (most := next(left, None)) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, bytes(data)[:most])
+
+    async def write():
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", write_a_part)
+            with pytest.raises(SinkStalledError):
+                await sink.write(batches)
+        assert sink.unwritten == 3  # one of them in part
+        await sink.write(batches)
+        assert sink.unwritten == 0
+        assert (await sink.sync()).deferred == []
+
+    asyncio.run(write())
+
+    assert (tmp_path / "all").read_bytes() == b"ax1\nay1\naz1\nax2\n"
+
+
+def test_what_one_sender_has_to_keep_does_not_keep_others_for_the_same_file(tmp_path):
+    """Nothing that follows on it is written before it, though its file could take it."""
+    (tmp_path / "a").mkdir()
+    sink, _ = file_sink(f"{tmp_path}/{{type}}")
+    first, *others = of_streams(b"ax1", b"by1", b"bx2", b"bz1", b"bx3", b"by2")
+
+    async def write():
+        await sink.write([first])
+        await sink.write(others)
+        (deferral,) = (await sink.sync()).deferred
+        assert deferral[:3] == ("x", 1, 3)
+
+    asyncio.run(write())
+
+    assert (tmp_path / "b").read_bytes() == b"by1\nbz1\nby2\n"
 
 
 @pytest.mark.parametrize("acked", [False, True])

@@ -15,6 +15,7 @@ remembered as one.
 
 import asyncio
 import contextlib
+import gc
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,8 @@ _GOODBYE_TIMEOUT = 1.0
 _PLAIN_INTERVAL = 0.05
 # What waits for a place that cannot be written now is tried again so often, in seconds.
 _WAITING_INTERVAL = 1.0
+# The garbage collector looks at new objects when they are so many; it begins with 700.
+_GC_THRESHOLD = 50_000
 _NO_LABELS: Mapping[str, str] = {}
 
 
@@ -120,6 +123,10 @@ class Puller:
         if not await self._open():
             return self._tell_losses()
         self._receiver = self._make_receiver()
+        # Blocks that wait for their commit are many objects, and in no cycles: to look at all of
+        # them again and again, and at the program's own, took a fifth of the time.
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD)
         for link, what in ((self._plain, "plain"), (self._acked, "acknowledged")):
             if link and link.has_open_port:
                 both = f" for {what} delivery" if self._plain and self._acked else ""

@@ -118,6 +118,7 @@ class _Session:
     run: str
     spooled: bool
     labels: Labels
+    of_records: Mapping[str, str]  # those of its labels that a sink gets
     heard: float
     granted: int = 0  # bytes, now
     max_granted: int = 0  # bytes, ever
@@ -266,7 +267,14 @@ class Receiver:
             stream.floor = stream.end = hello.first - 1
             stream.run = hello.run
         session = _Session(
-            self._tokens(), peer, stream, hello.run, hello.spooled, hello.labels, self._now
+            self._tokens(),
+            peer,
+            stream,
+            hello.run,
+            hello.spooled,
+            hello.labels,
+            {"type": hello.labels.type, "host": hello.labels.host},
+            self._now,
         )
         self.forget(peer)
         self._sessions[session.token] = self._peers[peer] = stream.session = session
@@ -296,7 +304,8 @@ class Receiver:
 
     def _on_data(self, session: _Session, data: Data) -> Arrival | None:
         stream = session.stream
-        if data.end <= stream.end:
+        end = data.end
+        if end <= stream.end:
             self.counters.duplicates += data.records
             self._acknowledge(session)
         elif data.first != stream.end + 1:
@@ -307,9 +316,8 @@ class Receiver:
             self._reset(session, 429, "the receiver's memory is full")
         else:
             self.counters.accepted += data.records
-            self._accept(stream, session.run, data.end, len(data.payload))
-            kind, host, raw = session.labels
-            return Arrival(stream.key, {"type": kind, "host": host}, data, raw)
+            self._accept(stream, session.run, end, len(data.payload))
+            return Arrival(stream.key, session.of_records, data, session.labels.raw)
         return None
 
     def _on_skip(self, session: _Session, skip: Skip) -> None:

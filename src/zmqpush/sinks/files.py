@@ -50,6 +50,9 @@ _CHECK_INTERVAL = 1.0
 _RETRY_INTERVAL = 1.0
 _WAITING_BYTES = 16 << 20
 _MAX_WAITING = 4096  # batches
+# Batches for the same file are written as one, up to so many bytes: a copy of large ones would
+# take more memory than time is saved.
+_PIECE_BYTES = 16 << 10
 
 
 @dataclass(slots=True)
@@ -66,6 +69,27 @@ class _File:
     def mark(self) -> Mark:
         """What is to be remembered of it."""
         return Mark.of(self.output.fd, self.output.run)
+
+
+class _Piece:
+    """
+    Batches that are written into one file at once.
+
+    Args:
+        path: Of the file.
+        batches: Of these all have senders that keep them, or none has.
+
+    """
+
+    __slots__ = ("batches", "path", "payload", "records")
+
+    def __init__(self, path: str, batches: Sequence[Batch]) -> None:
+        self.path = path
+        self.batches = batches
+        self.records = sum([batch.records for batch in batches])
+        self.payload: bytes | memoryview = batches[0].payload
+        if len(batches) > 1:
+            self.payload = b"".join([batch.payload for batch in batches])
 
 
 class FileSink(Sink):
@@ -88,7 +112,7 @@ class FileSink(Sink):
         self._template = Template(to, _WHAT, _file_name)
         self._files: OrderedDict[str, _File] = OrderedDict()  # by path; used last, last
         self._given: Sequence[Batch] | None = None  # to the write that goes on
-        self._todo: deque[tuple[str, Batch]] = deque()
+        self._todo: deque[_Piece] = deque()
         self._opened: dict[str, str] = {}  # not yet remembered
         # Closed: written to since the last sync; before it; and remembered as they are.
         self._evicted: dict[str, str] = {}
@@ -102,8 +126,8 @@ class FileSink(Sink):
             self._own += [context.directory / name for name in Journal.NAMES]
         self._is_cut_back = False
         self._has_turned = False  # since the last sync that was good
-        self._unsynced: list[tuple[str, Batch]] = []  # that senders keep
-        self._again: list[tuple[str, Batch]] = []  # what a failed sync or a deletion has undone
+        self._unsynced: list[_Piece] = []  # that senders keep
+        self._again: list[_Piece] = []  # what a failed sync or a deletion has undone
         # By path, why it cannot be opened, until it is time to try again.
         self._unusable: dict[str, str] = {}
         self._retry_at = 0.0
@@ -125,7 +149,7 @@ class FileSink(Sink):
         """How many records of the last write are not written, or not to their end."""
         begun = self._output.unwritten if self._output else 0
         waiting = islice(self._todo, 1 if begun else 0, None)
-        return begun + sum(batch.records for _, batch in [*self._again, *waiting])
+        return begun + sum(piece.records for piece in [*self._again, *waiting])
 
     @property
     def waiting(self) -> int:  # type: ignore[override]  # it is computed
@@ -137,11 +161,30 @@ class FileSink(Sink):
         """How many records are left to their senders, since the last sync."""
         return sum(deferral.records for deferral in self._deferred.values())
 
-    def _path(self, batch: Batch) -> str:
-        if not self._template.varies:
-            return self._fixed_path
-        names = self._template.fill(batch.labels).split("/")
+    def _path(self, labels: Mapping[str, str]) -> str:
+        names = self._template.fill(labels).split("/")
         return os.path.abspath("/".join(_cut(name, _MAX_NAME_BYTES) for name in names))
+
+    def _pieces(self, batches: Sequence[Batch]) -> Iterator[_Piece]:
+        """Put batches for the same file together, in order."""
+        # Each name is made once: if that of a stream changed with the time in between, its later
+        # records could be written before it is known that the earlier ones are deferred.
+        paths: dict[tuple[str | None, ...], str] = {}
+        by_path: dict[str, list[Batch]] = {}
+        sizes: dict[str, int] = {}
+        for batch in batches:
+            path = self._fixed_path
+            if self._template.varies:
+                names = batch.labels.get("type"), batch.labels.get("host")
+                path = paths[names] = paths.get(names) or self._path(batch.labels)
+            size = sizes.get(path, 0) + len(batch.payload)
+            if size > _PIECE_BYTES and path in by_path:
+                yield _Piece(path, by_path.pop(path))
+                size = len(batch.payload)
+            sizes[path] = size
+            by_path.setdefault(path, []).append(batch)
+        for path, rest in by_path.items():
+            yield _Piece(path, rest)
 
     async def open(self, marks: Marks) -> Sequence[Held]:
         """
@@ -284,9 +327,9 @@ class FileSink(Sink):
         del self._files[path]
         file.output.close()
 
-    def _take_unsynced(self, path: str) -> list[tuple[str, Batch]]:
-        taken = [each for each in self._unsynced if each[0] == path]
-        self._unsynced = [each for each in self._unsynced if each[0] != path]
+    def _take_unsynced(self, path: str) -> list[_Piece]:
+        taken = [piece for piece in self._unsynced if piece.path == path]
+        self._unsynced = [piece for piece in self._unsynced if piece.path != path]
         return taken
 
     async def write(self, batches: Sequence[Batch]) -> None:
@@ -301,44 +344,43 @@ class FileSink(Sink):
         """
         if batches is not self._given:
             self._given = batches
-            self._todo.extend((self._path(batch), batch) for batch in batches)
+            self._todo.extend(self._pieces(batches))
         if self._unusable and time.monotonic() >= self._retry_at:
             self._unusable.clear()
-            self._todo.extendleft(reversed(self._waiting))
+            self._todo.extendleft(_Piece(path, [batch]) for path, batch in reversed(self._waiting))
             self._waiting.clear()
             self._waiting_bytes = 0
         self._todo.extendleft(reversed(self._again))
         self._again.clear()
         while self._todo:
             await self._open_next()
-            self._note_next()
             if self._unusable:
                 await asyncio.sleep(0)  # many labels may name such files
-            for path, batch in [*islice(self._todo, self._max_open)]:
-                if path in self._unusable or batch.stream in self._deferred:
-                    self._set_aside(path, batch)
-                else:
-                    await self._write(path, batch)
+            pieces = self._choose_next()
+            self._note(pieces)
+            for piece in pieces:
+                await self._write(piece)
                 self._todo.popleft()
         self._given = None
 
-    async def _write(self, path: str, batch: Batch) -> None:
-        file = self._files[path]
+    async def _write(self, piece: _Piece) -> None:
+        file = self._files[piece.path]
         self._output = file.output
         file.is_dirty = self._context.safe and file.output.is_regular
-        await file.output.write(batch.payload)
-        if file.is_dirty and batch.stream:
-            self._unsynced.append((path, batch))
+        await file.output.write(piece.payload)
+        if file.is_dirty and piece.batches[0].stream:
+            self._unsynced.append(piece)
         elif file.output.is_regular:
-            file.plain += batch.records
+            file.plain += piece.records
 
     async def _open_next(self) -> None:
-        for path in {path for path, _ in islice(self._todo, self._max_open)} & self._files.keys():
+        paths = {piece.path: None for piece in islice(self._todo, self._max_open)}
+        for path in paths.keys() & self._files.keys():
             file = self._files[path]
             if self._context.safe or time.monotonic() > file.checked_at + _CHECK_INTERVAL:
                 self._check(path, file)
         self._refuse_again()
-        for path, _ in islice(self._todo, self._max_open):
+        for path in paths:
             if path in self._unusable:
                 continue
             if path not in self._files:
@@ -378,29 +420,45 @@ class FileSink(Sink):
 
     def _refuse_again(self) -> None:
         if self._again:
-            raise SinkUndoneError(f"{self._again[0][0]}: it was deleted")
+            raise SinkUndoneError(f"{self._again[0].path}: it was deleted")
 
-    def _note_next(self) -> None:
+    def _choose_next(self) -> list[_Piece]:
+        """Return what is written next; set aside what cannot be."""
+        pieces = []
+        for _ in range(min(len(self._todo), self._max_open)):
+            piece = self._todo.popleft()
+            usable = piece.path not in self._unusable
+            if usable and not self._deferred:
+                pieces.append(piece)
+                continue
+            kept = []
+            for batch in piece.batches:
+                if usable and batch.stream not in self._deferred:
+                    kept.append(batch)
+                else:
+                    self._set_aside(piece.path, batch)
+            if kept:
+                pieces.append(_Piece(piece.path, kept))
+        self._todo.extendleft(reversed(pieces))
+        return pieces
+
+    def _note(self, pieces: Sequence[_Piece]) -> None:
         """Note in the journal what is written next, so that it can be cut off again."""
         if not self._journal:
             return
         ends: dict[str, int] = {}
         claims = []
-        set_aside = {*self._deferred}
-        for path, batch in islice(self._todo, self._max_open):
-            if path in self._unusable or batch.stream in set_aside:
-                if batch.stream and not self._context.buries:
-                    set_aside.add(batch.stream)
-                continue
+        for piece in pieces:
+            path, payload = piece.path, piece.payload
             output = self._files[path].output
             if not output.is_regular:
                 continue
             if path not in ends:
-                begun = len(batch.payload) - output.begun_bytes if output.begun_bytes else 0
+                begun = len(payload) - output.begun_bytes if output.begun_bytes else 0
                 ends[path] = output.status.st_size - begun
-            if batch.payload:
-                claims.append((path, Claim.of(ends[path], batch.payload)))
-                ends[path] += len(batch.payload)
+            if payload:
+                claims.append((path, Claim.of(ends[path], payload)))
+                ends[path] += len(payload)
         with _telling(f"the journal in {self._context.directory}"):
             self._journal.note(claims)
         fault_point("files-noted")
