@@ -550,16 +550,13 @@ def test_garbage_on_the_port_is_survived_and_counted(start, endpoint):
 
 def test_a_message_of_several_frames_ends_its_connection(start, endpoint):
     child = start(ZMQPULL, "-a", endpoint)
-    for _ in range(3):
-        with bare(zmq.DEALER, endpoint) as hostile:
-            greet(hostile)
-            hostile.send_multipart((HEADER, HEADER))
-            wait_until(lambda hostile=hostile: hostile.poll(0, zmq.POLLOUT) == 0)
+    with bare(zmq.DEALER, endpoint) as hostile:
+        greet(hostile)
+        hostile.send_multipart((HEADER, HEADER))
+        assert child.stderr.readline().endswith(b": a message of several parts\n")
     child.terminate()
 
-    told = finish(child)[2]
-    assert b": a message of several parts\n" in told
-    assert told.endswith(b"\nzmqpull: 0 records written, 3 frames were refused\n")
+    assert finish(child)[2].endswith(b"\nzmqpull: 0 records written, 1 frames were refused\n")
 
 
 def test_in_a_session_what_is_wrong_resets_it_and_nothing_of_it_is_written(start, endpoint):

@@ -184,9 +184,9 @@ def test_when_full_drops_from_the_right_end_and_counts(start, tmp_path, policy):
     assert (len(got) + dropped, lost) == (total, 0)
     assert int(SUMMARY.fullmatch(out)[1]) == len(got)
     assert got == sorted(got)
-    # The end was kept, or the beginning; of the other the first block, at most.
+    # The end was kept, or the beginning.
     assert (got[-1] == total - 1) == (policy == "drop-oldest")
-    assert got[0] == 0
+    assert (got[0] == 0) == (policy == "drop-newest")
 
 
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
@@ -256,7 +256,8 @@ def test_it_does_not_wait_for_a_receiver_that_dies_at_the_end(start, tmp_path):
     wait_until(lambda: b") T " in Path(f"/proc/{receiver.pid}/stat").read_bytes())
     child.stdin.write((b"x" * 2000 + b"\n") * 500)  # which only our kernel takes
     child.stdin.close()
-    assert child.stderr.readline() == b"zmqpush: the receiver is slow to take the last records\n"
+    slow = b"zmqpush: the receiver is slow to take the last records\n"
+    assert slow in iter(child.stderr.readline, b"")
     receiver.kill()
 
     assert child.wait(PATIENCE) == 1

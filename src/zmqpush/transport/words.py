@@ -121,7 +121,9 @@ class Words:
         endpoint, peer = channel.endpoint, channel.peer
         if isinstance(why, ZmtpError):
             if why.fault is not Fault.NOT_ADMITTED:  # the guard has said it
-                self._warn(self._of_client(endpoint, peer, why), f"{endpoint} {why.fault}")
+                is_stranger = why.fault in (Fault.NOT_ZMTP, Fault.VERSION)
+                kind = "stranger" if is_stranger else why.fault
+                self._warn(self._of_client(endpoint, peer, why), f"{endpoint} {kind}")
         elif isinstance(why, HandshakeTimeoutError):
             text = f"{peer} connects to {endpoint}, and does not say what it is"
             self._warn(text, f"{endpoint} timeout")
