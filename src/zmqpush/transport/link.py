@@ -164,4 +164,4 @@ class Link:
                 self._expel(channel)
 
     def _expel(self, channel: Channel) -> None:
-        channel.close(reset=True)
+        channel.close()
