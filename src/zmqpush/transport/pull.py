@@ -41,6 +41,11 @@ class PullSocket(Link):
         super().__init__(endpoints, guard)
         self._inbox = Inbox(memory // 2, self._channels, guard.complaints)
 
+    @property
+    def appetite(self) -> int:
+        """How much is read of a connection at once, in bytes."""
+        return self._inbox.appetite
+
     def on_parts(self, channel: Channel, parts: list[Body], size: int) -> None:
         """Keep parts for :meth:`receive`."""
         self._inbox.put(channel, parts, size)
