@@ -219,10 +219,10 @@ Examples:
 Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_FULL, …) or in
 the TOML file. Without --ack a record counts as sent when the system's buffers have taken it, and
 may be lost when the receiver dies. With --ack a record counts when zmqpull has it safe, and with
---spool it survives until then whatever dies. Exit codes: 0 all delivered,
-1 something was dropped, lost or left unread, 2 usage, 69 no receiver and no spool, 71 too little
-memory or too few file descriptors, 73 others use the spool, 74 unreadable input or a failing
-spool, 75 the rest is in the spool, 78 bad configuration or keys.""",
+--spool it survives until then whatever dies. Exit codes: 0 all delivered, 1 something was dropped,
+lost or left unread, 2 usage, 69 no receiver and no spool, 71 too little memory or too few file
+descriptors, 73 others use the spool, 74 unreadable input or a failing spool, 75 the rest is in the
+spool, 78 bad configuration or keys.""",
 )
 @click.argument("logtype", cls=_Word, default="syslog", envvar="ZMQPUSH_LOGTYPE")
 @click.option(
