@@ -3,8 +3,8 @@ The ``zmqpush`` program: wires the stages and owns the order of shutdown.
 
 ::
 
-    Source ─ LineSplitter ─ Envelope ─┬ PlainOutlet: Queue ─ PushLink
-     bytes      blocks      payloads  └ AckedOutlet: UnackedQueue or Spool ─ Sender ─ DealerLink
+    Source ─ LineSplitter ─ Envelope ─┬ PlainOutlet: Queue ─ PushSocket
+     bytes      blocks      payloads  └ AckedOutlet: UnackedQueue or Spool ─ Sender ─ DealerSocket
 
 With ``--omprog`` a :class:`zmqpush.omprog.Conversation` stands between the source and the
 splitter, and has the messages that it reads confirmed.

@@ -86,7 +86,7 @@ class Complaints:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._lock = threading.Lock()  # the doorman complains in a thread of its own
+        self._lock = threading.Lock()  # input may be read in a thread, and complained of there
         self._since = -_QUIET
         self._seen: set[str] = set()
         self._unsaid = 0
