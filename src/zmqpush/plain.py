@@ -129,12 +129,10 @@ class PlainOutlet:
     async def close(self, ending: Ending) -> Outcome:
         """Wait until the receivers have taken all; return what became of all records."""
         link = self._link
-        lost = self.waiting
-        delivered = link.accepted
         self._outage.begin("the receiver is slow to take the last records")
         closed = await ending.unless_given_up(link.close())
-        lost += link.in_doubt
-        delivered -= link.in_doubt
+        untaken = 0 if closed else link.untaken
+        lost = self.waiting + untaken
         if closed and not lost:
             self._outage.end("the last records were taken")
-        return Outcome(delivered, self._queue.dropped, lost)
+        return Outcome(link.accepted - untaken, self._queue.dropped, lost, doubtful=link.doubtful)

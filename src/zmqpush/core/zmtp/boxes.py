@@ -3,7 +3,8 @@ Many short boxes at once.
 
 A call of PyNaCl costs more than what libsodium does in it for a line of a log. So the
 functions that PyNaCl compiles, and that its own are made of, are called in loops of C, and
-put what they make into one piece of memory. The caller does what is not short, or not good.
+put what they make into one piece of memory, which one thread may use, and which keeps the last
+texts. The caller does what is not short, or not good.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ BATCH = 256
 _MAX_BYTES = 1024
 _MAC_BYTES = 16
 _KEY_BYTES = 32
-_PREFIX_BYTES = 16
+_NONCE_BYTES = 24
 
 _memory = ffi.new("unsigned char[]", BATCH * _MAX_BYTES)
 _buffer = ffi.buffer(_memory)
@@ -87,8 +88,10 @@ def _call(
     key: bytes,
 ) -> bool:
     """Call a function of libsodium for each text; whether any call has failed."""
-    assert len(key) == _KEY_BYTES  # C does not look
-    assert len(prefix) == _PREFIX_BYTES
-    assert len(texts) <= BATCH
-    whole = map(prefix.__add__, nonces)
+    # C does not look.
+    whole = [prefix + nonce for nonce in nonces]
+    if len(key) != _KEY_BYTES or {*map(len, whole)} != {_NONCE_BYTES}:
+        raise ValueError("a key or a nonce of another size")
+    if not len(whole) == len(texts) <= BATCH:
+        raise ValueError("other nonces than texts, or too many")
     return sum(map(function, _places, texts, lengths, whole, repeat(key))) != 0

@@ -119,17 +119,19 @@ class _Curve:
         return b"".join(frames.encode_messages(self._seal((b"\2",), (body,))))
 
     def open(self, flags: bytearray, bodies: list[Body], *, views: bool) -> None:
-        for start in range(0, len(bodies), BATCH):
-            some = slice(start, min(start + BATCH, len(bodies)))
-            if opened := self._open_short(flags[some], bodies[some]):
-                flags[some], bodies[some] = opened
-                continue
-            for at in range(start, some.stop):
-                try:
+        at = 0
+        try:
+            for start in range(0, len(bodies), BATCH):
+                at = start
+                some = slice(start, min(start + BATCH, len(bodies)))
+                if opened := self._open_short(flags[some], bodies[some]):
+                    flags[some], bodies[some] = opened
+                    continue
+                for at in range(start, some.stop):
                     flags[at], bodies[at] = self._open(flags[at], bodies[at], views)
-                except Exception:
-                    del flags[at:], bodies[at:]
-                    raise
+        except BaseException:  # nothing that was not opened may be taken for a message
+            del flags[at:], bodies[at:]
+            raise
 
     def _open_short(self, outer: bytearray, bodies: list[Body]) -> tuple[bytes, list[bytes]] | None:
         """Do as :meth:`_open`, for frames that are all short and good; None if one is not."""
