@@ -8,7 +8,6 @@ An option that has nothing to do is an error on the command line. In the environ
 file, which are for all that runs on a machine, it is none, and has no effect.
 """
 
-import asyncio
 import os
 import re
 import shlex
@@ -21,14 +20,11 @@ import click
 from click.core import ParameterSource
 
 from zmqpush import __version__, config, values
-from zmqpush.background import run_with_background
 from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
-from zmqpush.descriptors import require_descriptors
 from zmqpush.errors import ConfigError, SettingsError
 from zmqpush.failures import CONFIG_FILE, report_failure
-from zmqpush.omprog import claim_stdout
 from zmqpush.queue import WhenFull
 from zmqpush.settings import (
     DEFAULT_ACK_ENDPOINT,
@@ -374,6 +370,9 @@ def push(spool: Path | None, spool_status: bool, omprog: bool, **_: Any) -> None
 
     LOGTYPE is the type that the records carry.  [default: syslog]
     """
+    # Imported here: --help and --version start sooner.
+    from zmqpush.omprog import claim_stdout
+
     answers = claim_stdout() if omprog and not spool_status else None
     from zmqpush.push import Pusher
 
@@ -690,6 +689,11 @@ def _print_spool_status(spool: Path) -> None:
 
 
 def _run(program: str, make: "Callable[[], Pusher | Puller]") -> None:
+    import asyncio
+
+    from zmqpush.background import run_with_background
+    from zmqpush.descriptors import require_descriptors
+
     context = click.get_current_context()
     reporter = Reporter(program)
     require_descriptors()
