@@ -688,4 +688,4 @@ finally:
 """
     done = run(sys.executable, "-c", code)
 
-    assert done.stdout.decode().splitlines()[-1] == "loaded: "
+    assert done.stdout.decode().splitlines()[-1] == "loaded:"
