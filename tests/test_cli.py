@@ -671,3 +671,21 @@ def test_one_file_may_hold_the_keys_of_programs_that_bind_and_that_connect(tmp_p
         assert b"nothing is" not in done.stderr
     done = run(ZMQPULL, "--config", tmp_path / "it.toml")  # binds by default
     assert b"cannot read none: " in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+@pytest.mark.parametrize("program", ["push", "pull"])
+def test_help_and_version_load_no_event_loop_and_no_cryptography(program, option):
+    code = f"""
+import sys
+from zmqpush.__main__ import {program}
+sys.argv = ["zmq{program}", "{option}"]
+try:
+    {program}()
+finally:
+    loaded = {{name.partition(".")[0] for name in sys.modules}}
+    print("loaded:", *loaded & {{"asyncio", "logging", "nacl", "socket", "tomllib", "zmq"}})
+"""
+    done = run(sys.executable, "-c", code)
+
+    assert done.stdout.decode().splitlines()[-1] == "loaded:"

@@ -26,6 +26,7 @@ from helpers import (
     statistics,
     wait_until,
 )
+from hostile import greeting, ready
 
 MEMORY_ABOVE_QUEUE = 64 << 20
 _find_numbers = re.compile(rb'"message":"(\d+)"').findall
@@ -261,7 +262,30 @@ def test_it_does_not_wait_for_a_receiver_that_dies_at_the_end(start, tmp_path):
     receiver.kill()
 
     assert child.wait(PATIENCE) == 1
-    assert losses(child.stderr.read())[1] > 0  # the system had taken them, and nobody else
+    assert b"0 dropped, 0 lost, up to 50" in child.stderr.read()  # and the one that was taken
+
+
+@pytest.mark.parametrize("kind", ["ipc", "tcp"])
+def test_what_a_receiver_has_not_read_when_it_goes_is_reported(start, tmp_path, kind):
+    """Its system has it, and forgets it with the connection."""
+    family, path = (socket.AF_UNIX, f"{tmp_path}/x") if kind == "ipc" else (socket.AF_INET, None)
+    with socket.socket(family) as server:
+        server.bind(path or ("127.0.0.1", 0))
+        server.listen()
+        where = path or f"127.0.0.1:{server.getsockname()[1]}"
+        child = start(ZMQPUSH, "-c", f"{kind}://{where}")
+        peer, _ = server.accept()
+        with peer:
+            peer.sendall(greeting() + ready(b"PULL"))
+            wait_until(lambda: b"READY" in peer.recv(4096))
+            child.stdin.write(b"line\n" * 1000)
+            child.stdin.close()
+            wait_until(lambda: statistics(child)[1] == 1000)
+    code, err = child.wait(PATIENCE), child.stderr.read()
+
+    assert code == 1
+    assert b"broke: of what was sent up to 1000 records may be lost\n" in err
+    assert b"0 dropped, 0 lost, up to 1000 more may be" in err
 
 
 def test_giving_up_counts_what_was_dropped_and_what_is_lost():

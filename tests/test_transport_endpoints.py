@@ -362,7 +362,7 @@ def test_who_is_gone_over_ipc_leaves_in_doubt_what_it_has_not_read(tmp_path):
                 push.send(Payload(b"a\nb\n", 2))
             assert push.accepted == 6
         await until(lambda: not push._channels)
-        assert push.in_doubt == 6
+        assert push.doubtful == 6
         assert "up to 6 records" in notes
 
         with socket.socket(socket.AF_UNIX) as peer:
@@ -376,6 +376,6 @@ def test_who_is_gone_over_ipc_leaves_in_doubt_what_it_has_not_read(tmp_path):
                 with contextlib.suppress(BlockingIOError):
                     came += peer.recv(4096)
         await until(lambda: not push._channels)
-        assert push.in_doubt == 6  # all of the last was read
+        assert push.doubtful == 6  # all of the last was read
 
     run(test)

@@ -185,7 +185,7 @@ def test_a_receiver_that_pings_at_the_end_gets_everything():
             await closing
         whole = [parts[0] for parts in messages(came[len(greeting()) + len(ready(b"PUSH")) :])]
         assert len(whole) == push.accepted
-        assert push.in_doubt == 0
+        assert push.doubtful == 0
 
     run(test)
 
@@ -218,7 +218,7 @@ def test_what_was_taken_of_a_block_is_in_doubt_when_its_connection_breaks():
         peer.sock.close()  # it has read nothing
         await until(lambda: not push._peers)
         assert push.accepted == 50
-        assert push.in_doubt == 50
+        assert push.doubtful == 50
         assert "up to 50 records" in notes
 
     run(test)

@@ -8,7 +8,6 @@ An option that has nothing to do is an error on the command line. In the environ
 file, which are for all that runs on a machine, it is none, and has no effect.
 """
 
-import asyncio
 import os
 import re
 import shlex
@@ -21,14 +20,11 @@ import click
 from click.core import ParameterSource
 
 from zmqpush import __version__, config, values
-from zmqpush.background import run_with_background
 from zmqpush.core.dialogue import Marks
 from zmqpush.core.envelope import Format
 from zmqpush.core.framing import Framing
-from zmqpush.descriptors import require_descriptors
 from zmqpush.errors import ConfigError, SettingsError
 from zmqpush.failures import CONFIG_FILE, report_failure
-from zmqpush.omprog import claim_stdout
 from zmqpush.queue import WhenFull
 from zmqpush.settings import (
     DEFAULT_ACK_ENDPOINT,
@@ -217,12 +213,12 @@ Examples:
   app | zmqpush --spool /var/spool/zmqpush -c tcp://logs.example.com:5015 nginx
 
 Every option can also be set in the environment (ZMQPUSH_CONNECT, ZMQPUSH_WHEN_FULL, …) or in
-the TOML file. Without --ack delivery is as sure as ZeroMQ's PUSH socket: records that libzmq
-has accepted may be lost when the receiver dies. With --ack a record counts when zmqpull has
-it safe, and with --spool it survives until then whatever dies. Exit codes: 0 all delivered,
-1 something was dropped, lost or left unread, 2 usage, 69 no receiver and no spool, 71 too little
-memory or too few file descriptors, 73 others use the spool, 74 unreadable input or a failing
-spool, 75 the rest is in the spool, 78 bad configuration or keys.""",
+the TOML file. Without --ack a record counts as sent when the system's buffers have taken it, and
+may be lost when the receiver dies. With --ack a record counts when zmqpull has it safe, and with
+--spool it survives until then whatever dies. Exit codes: 0 all delivered, 1 something was dropped,
+lost or left unread, 2 usage, 69 no receiver and no spool, 71 too little memory or too few file
+descriptors, 73 others use the spool, 74 unreadable input or a failing spool, 75 the rest is in the
+spool, 78 bad configuration or keys.""",
 )
 @click.argument("logtype", cls=_Word, default="syslog", envvar="ZMQPUSH_LOGTYPE")
 @click.option(
@@ -374,6 +370,9 @@ def push(spool: Path | None, spool_status: bool, omprog: bool, **_: Any) -> None
 
     LOGTYPE is the type that the records carry.  [default: syslog]
     """
+    # Imported here: --help and --version start sooner.
+    from zmqpush.omprog import claim_stdout
+
     answers = claim_stdout() if omprog and not spool_status else None
     from zmqpush.push import Pusher
 
@@ -466,7 +465,7 @@ written, 78 bad configuration or keys, or nothing in the engine takes the record
     type=_Checked("size", values.read_memory),
     default="256MiB",
     show_default=True,
-    help="How much memory all acknowledged senders together may take, from 1MiB.",
+    help="How much memory all senders together may take, from 1MiB.",
 )
 @click.option(
     "-n",
@@ -690,6 +689,11 @@ def _print_spool_status(spool: Path) -> None:
 
 
 def _run(program: str, make: "Callable[[], Pusher | Puller]") -> None:
+    import asyncio
+
+    from zmqpush.background import run_with_background
+    from zmqpush.descriptors import require_descriptors
+
     context = click.get_current_context()
     reporter = Reporter(program)
     require_descriptors()
@@ -699,8 +703,8 @@ def _run(program: str, make: "Callable[[], Pusher | Puller]") -> None:
             code = await run_with_background(make().run(), reporter)
         except Exception as exc:
             code = report_failure(exc, program, context)
-        # At once, while signals still have their handlers: what libzmq could not hand
-        # over in time must not keep the process, and there is nothing else to clean up.
+        # At once, while signals still have their handlers: a thread that waits for a disk or a
+        # name server must not keep the process, and there is nothing else to clean up.
         os._exit(code)
 
     asyncio.run(run())

@@ -3,7 +3,6 @@
 import difflib
 import json
 import os
-import tomllib
 from collections.abc import Collection, Mapping
 from enum import Enum, auto
 from pathlib import Path
@@ -62,6 +61,8 @@ def load(path: Path, known: Mapping[str, Option]) -> dict[str, Any]:
             possible type.
 
     """
+    import tomllib  # who has no such file starts sooner
+
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)

@@ -15,7 +15,6 @@ import os
 import resource
 import stat
 import struct
-import sys
 from collections.abc import Callable
 
 from zmqpush.errors import ResourceError
@@ -33,7 +32,7 @@ def allow_many_descriptors() -> None:
 
 def require_descriptors() -> None:
     """
-    See that there are enough descriptors to begin with: libzmq aborts where it gets none.
+    See that there are enough descriptors to begin with, while it can still be said.
 
     Raises:
         ResourceError: If the system does not allow as many.
@@ -53,16 +52,6 @@ def require_descriptors() -> None:
                 f"raise the limit to {taken + _LEAST_FREE} or more (ulimit -n, LimitNOFILE=)"
             )
         allow_many_descriptors()
-
-
-def lowest_free() -> int:
-    """Return the number that the kernel would give to the next descriptor."""
-    try:
-        fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return sys.maxsize
-    os.close(fd)
-    return fd
 
 
 def open_again(fd: int, flags: int) -> int | None:

@@ -112,8 +112,9 @@ class Guard:
 
     def admits_host(self, principal: str, host: str) -> bool:
         """Whether a key may send records in the name of a host."""
-        hosts = self._admitted[principal].hosts if principal in self._admitted else frozenset()
-        return not hosts or host in hosts
+        if entry := self._admitted.get(principal):
+            return not entry.hosts or host in entry.hosts
+        return self.admits(principal)
 
     def mechanism(self, endpoint: str, peer: str, *, binds: bool) -> Mechanism:
         """Return how a connection is to be encrypted: at an endpoint, with a peer's address."""

@@ -27,7 +27,7 @@ _B85_DIGITS = (
 )
 _TO_Z85 = bytes.maketrans(_B85_DIGITS, _Z85_DIGITS)
 _FROM_Z85 = bytes.maketrans(_Z85_DIGITS, _B85_DIGITS)
-_VALUE = re.compile(r"^[ \t]*([\w.-]+)[ \t]*=[ \t]*(\S.*?)\s*$", re.MULTILINE)
+_VALUE = re.compile(r"^[ \t]*([\w.-]+)[ \t]*=[ \t]*(\S.*)$", re.MULTILINE)
 _SECRET_SUFFIX = "_secret"
 # A key file has some 400 bytes; a list of 100,000 keys some 10 MB.
 _MAX_FILE_BYTES = 64 << 20
@@ -143,11 +143,11 @@ def find_public(text: str) -> tuple[str, dict[str, str]]:
         KeyFileError: If it is neither.
 
     """
-    if os.path.exists(text):
-        return read_public(Path(text))
-    if not is_key(text):
+    if is_key(text):  # also if a file has that name: who made it may not be who has the key
+        return text, {}
+    if not os.path.exists(text):
         raise KeyFileError(f"{text!r} is not a public key, nor a file with one")
-    return text, {}
+    return read_public(Path(text))
 
 
 def write_pair(path: Path, values: Mapping[str, str]) -> KeyPair:
@@ -184,7 +184,7 @@ def compose(public: str, values: Mapping[str, str]) -> str:
 
 def parse(text: str) -> dict[str, str]:
     """Return the values that a file with a key has; nobody needs their sections."""
-    return {name: _unquoted(value) for name, value in _VALUE.findall(text)}
+    return {name: _unquoted(value.rstrip()) for name, value in _VALUE.findall(text)}
 
 
 def _unquoted(value: str) -> str:

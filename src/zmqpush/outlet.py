@@ -13,6 +13,7 @@ class Outcome(NamedTuple):
     Attributes:
         spooled: How many are left for the next run.
         failed: Whether their disk has failed.
+        doubtful: How many of the delivered may be lost, at most, since connections broke.
 
     """
 
@@ -21,6 +22,7 @@ class Outcome(NamedTuple):
     lost: int
     spooled: int = 0
     failed: bool = False
+    doubtful: int = 0
 
 
 class Outlet(Protocol):

@@ -131,8 +131,8 @@ class PlainOutlet:
         link = self._link
         self._outage.begin("the receiver is slow to take the last records")
         closed = await ending.unless_given_up(link.close())
-        lost = self.waiting + link.in_doubt
-        delivered = link.accepted - link.in_doubt
+        untaken = 0 if closed else link.untaken
+        lost = self.waiting + untaken
         if closed and not lost:
             self._outage.end("the last records were taken")
-        return Outcome(delivered, self._queue.dropped, lost)
+        return Outcome(link.accepted - untaken, self._queue.dropped, lost, doubtful=link.doubtful)

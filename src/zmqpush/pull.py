@@ -183,8 +183,8 @@ class Puller:
                     await self._take_leave(self._acked)
 
     async def _take_leave(self, link: RouterSocket) -> None:
-        # Until they answer, since the last acknowledgements must not be lost: with its
-        # connection a sender's libzmq also forgets what it has not read.
+        # Until they answer, since the last acknowledgements must not be lost: a connection that
+        # is reset takes along what the sender has not read.
         for peer, frame in self._receiver.goodbyes():
             if not link.send(peer, frame):
                 self._receiver.forget(peer)

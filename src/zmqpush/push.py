@@ -3,8 +3,8 @@ The ``zmqpush`` program: wires the stages and owns the order of shutdown.
 
 ::
 
-    Source ─ LineSplitter ─ Envelope ─┬ PlainOutlet: Queue ─ PushLink
-     bytes      blocks      payloads  └ AckedOutlet: UnackedQueue or Spool ─ Sender ─ DealerLink
+    Source ─ LineSplitter ─ Envelope ─┬ PlainOutlet: Queue ─ PushSocket
+     bytes      blocks      payloads  └ AckedOutlet: UnackedQueue or Spool ─ Sender ─ DealerSocket
 
 With ``--omprog`` a :class:`zmqpush.omprog.Conversation` stands between the source and the
 splitter, and has the messages that it reads confirmed.
@@ -255,12 +255,14 @@ class Pusher:
             self._reporter.warn(f"{self._envelope.invalid_bytes} bytes were not UTF-8")
         if not self._conversation:  # else rsyslog hands it over again
             outcome = outcome._replace(lost=outcome.lost + self._forgone)
-        if any(outcome[1:4]):
-            spooled = f", {outcome.spooled} left in the spool" if outcome.spooled else ""
-            self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{spooled}")
+        if any(outcome[1:4]) or outcome.doubtful:
+            more = f", {outcome.spooled} left in the spool" if outcome.spooled else ""
+            if outcome.doubtful:
+                more += f", up to {outcome.doubtful} more may be, since connections broke"
+            self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{more}")
         if gave_up and (outcome.lost or not (outcome.spooled or self._conversation)):
             return EXIT_NO_RECEIVER
-        if outcome.dropped or outcome.lost or unread or self._source.gaps:
+        if outcome.dropped or outcome.lost or outcome.doubtful or unread or self._source.gaps:
             return EXIT_LOSS
         return EXIT_LATER if outcome.spooled or unconfirmed else 0
 

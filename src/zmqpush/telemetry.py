@@ -1,6 +1,5 @@
 """What the programs say of themselves, on standard error: one line when something changes."""
 
-import asyncio
 import os
 import re
 import select
@@ -8,6 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncio import TimerHandle
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\udc80-\udcff]")  # and bytes that are no text
 # An outage is told of when it has lasted so long, in seconds, and not sooner than so
@@ -86,7 +89,7 @@ class Complaints:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._lock = threading.Lock()  # the doorman complains in a thread of its own
+        self._lock = threading.Lock()  # input may be read in a thread, and complained of there
         self._since = -_QUIET
         self._seen: set[str] = set()
         self._unsaid = 0
@@ -125,7 +128,7 @@ class Outage:
         self._since: float | None = None
         self._announced = False
         self._last_line = -_OUTAGE_INTERVAL
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: TimerHandle | None = None
 
     def begin(self, what: str) -> None:
         """Note that from now on nothing moves; ``what`` is the line to print."""
@@ -153,7 +156,7 @@ class Outage:
             self._announced = True
             self._reporter.warn(self._what + self._why())
         else:
-            self._timer = asyncio.get_running_loop().call_later(delay, self._check)
+            self._timer = _call_later(delay, self._check)
 
 
 class Tally:
@@ -173,7 +176,7 @@ class Tally:
         self._text = text
         self._number = self._reported = 0
         self._interval = _MIN_TALLY_INTERVAL
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: TimerHandle | None = None
 
     def note(self, number: int) -> None:
         """Note how many there are, so far."""
@@ -195,5 +198,11 @@ class Tally:
         total = f", {self._number} so far" if self._reported else ""
         self._reporter.warn(self._text.format(self._number - self._reported) + total)
         self._reported = self._number
-        self._timer = asyncio.get_running_loop().call_later(self._interval, self._report)
+        self._timer = _call_later(self._interval, self._report)
         self._interval = min(2 * self._interval, _MAX_TALLY_INTERVAL)
+
+
+def _call_later(delay: float, callback: Callable[[], None]) -> "TimerHandle":
+    from asyncio import get_running_loop  # --help and --version start sooner
+
+    return get_running_loop().call_later(delay, callback)

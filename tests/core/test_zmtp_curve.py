@@ -14,6 +14,7 @@ from nacl.bindings import (
     crypto_box_open_easy,
 )
 
+from zmqpush.core.zmtp import curve
 from zmqpush.core.zmtp.connection import Connection
 from zmqpush.core.zmtp.curve import CurveServer, Keys
 from zmqpush.core.zmtp.errors import Fault
@@ -359,7 +360,7 @@ def test_other_flags_in_a_box_are_refused(direction):
         link = ready_link()
         sender, receiver = ends(link, direction)
         link.send(sender, [b"a"])
-        body = sender._mechanism._seal(bytes((flags,)), b"\4PING\0\0")
+        (body,) = sender._mechanism._seal([bytes((flags,))], [b"\4PING\0\0"])
         link.pass_on(sender, frame(body))
 
         assert link.accepted[receiver] == [b"a"]
@@ -738,7 +739,7 @@ def test_nacl_of_the_boxes_is_the_one_of_the_specification():
     """The same box as of the function that NaCl itself has, whose padding is in the open."""
     link = ready_link()
     mechanism = link.one._mechanism
-    body = mechanism._seal(b"\0", b"text")
+    (body,) = mechanism._seal([b"\0"], [b"text"])
     padded = crypto_box_afternm(b"\0text", b"CurveZMQMESSAGEC" + body[8:16], mechanism._shared)
 
     assert body == b"\7MESSAGE" + (3).to_bytes(8) + padded
@@ -754,3 +755,23 @@ def test_what_was_admitted_is_what_came_in_the_box():
 
     assert seen == [CLIENT.public]
     assert other.key == CLIENT.public
+
+
+@pytest.mark.parametrize("batches_before", [0, 1])
+@pytest.mark.parametrize("error", [MemoryError, ValueError])
+def test_what_could_not_be_opened_is_never_taken_for_a_message(monkeypatch, batches_before, error):
+    link = ready_link()
+    bodies = [b"%d" % n for n in range((batches_before + 1) * curve.BATCH)]
+    data = b"".join(link.one.encode_messages(bodies))
+    calls = iter([curve.open_all] * batches_before)
+
+    def fail(*args):
+        if (call := next(calls, None)) is None:
+            raise error
+        return call(*args)
+
+    monkeypatch.setattr(curve, "open_all", fail)
+    taken = link.other.receive(data)
+
+    assert taken == bodies[: batches_before * curve.BATCH]
+    assert link.other.failure.fault is Fault.INTERNAL

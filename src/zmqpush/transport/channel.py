@@ -21,6 +21,8 @@ _BUFFERS = 64
 # How long a handshake may take, in seconds. A fleet that comes back at once takes half a
 # millisecond each.
 _HANDSHAKE_TIMEOUT = 5.0
+# What a kernel keeps for a process that does not read, in bytes (net.ipv4.tcp_rmem), and more.
+_MAX_RECEIVE_BUFFER = 8 << 20
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -70,7 +72,7 @@ class Channel:
         waiting: What the program has not taken yet of what came, in bytes.
         partial: What an incomplete message takes, in bytes.
         closed: Whether it has ended.
-        left: What the kernel still held that it had not handed over then, in bytes.
+        left: How many of the last bytes that were sent the peer may not have read then.
 
     """
 
@@ -115,6 +117,13 @@ class Channel:
     def in_kernel(self) -> int:
         """How many bytes the kernel holds that the peer's kernel (over ipc, the peer) has not."""
         return 0 if self.closed else pending_bytes(self._sock.fileno(), termios.TIOCOUTQ)
+
+    @property
+    def _peer_room(self) -> int:
+        """How many bytes may lie at the peer's end unread, at most."""
+        if self._sock.family == socket.AF_UNIX:
+            return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        return _MAX_RECEIVE_BUFFER
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -230,9 +239,8 @@ class Channel:
         if self.closed:
             return
         self.left = self.in_kernel
-        if isinstance(why, ConnectionResetError) and self._sock.family == socket.AF_UNIX:
-            # What the peer had not read has gone with it, unseen.
-            self.left = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        if isinstance(why, OSError):  # a peer that has read all ends a connection without an error
+            self.left += self._peer_room
         self.closed = True
         self._deadline.cancel()
         self.pause()

@@ -72,6 +72,7 @@ class PushSocket(Link):
     Attributes:
         accepted: How many records the kernel has taken, so far.
         unsent: How many it has not, of those that were given to :meth:`send`.
+        doubtful: How many it had taken when connections broke, and receivers may not have.
 
     """
 
@@ -88,8 +89,7 @@ class PushSocket(Link):
         self._idle: deque[Channel] = deque()
         self._returned: deque[_Block] = deque()
         self._is_giving = False
-        self._doubtful = 0
-        self.accepted = self.unsent = 0
+        self.accepted = self.unsent = self.doubtful = 0
 
     @property
     def has_room(self) -> bool:
@@ -107,10 +107,9 @@ class PushSocket(Link):
         return sum(channel.in_kernel for channel in self._peers)
 
     @property
-    def in_doubt(self) -> int:
-        """How many records the kernel had taken and receivers may not have, of all, at most."""
-        now = (peer.records_in(channel.in_kernel) for channel, peer in self._peers.items())
-        return self._doubtful + sum(now)
+    def untaken(self) -> int:
+        """How many of the accepted records receivers that are connected have yet to take."""
+        return sum(peer.records_in(channel.in_kernel) for channel, peer in self._peers.items())
 
     def send(self, payload: Payload) -> None:
         """Send a payload; there must be room."""
@@ -179,10 +178,10 @@ class PushSocket(Link):
             if peer.block:
                 peer.sent[-1] = self._take_back(channel, peer.block)
             if doubtful := peer.records_in(channel.left):
-                self._doubtful += doubtful
+                self.doubtful += doubtful
                 self._guard.complaints.warn(
-                    f"the connection to {channel.peer} broke: up to {doubtful} records that the "
-                    "system had taken may be lost",
+                    f"the connection to {channel.peer} broke: of what was sent up to {doubtful} "
+                    "records may be lost",
                     kind=f"broke {channel.endpoint}",
                 )
             self._give_returned()

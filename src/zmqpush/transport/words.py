@@ -51,6 +51,7 @@ class Words:
     def note_success(self, channel: Channel) -> None:
         """Note that a connection was made."""
         self._mute.pop(channel.endpoint, None)
+        self._guard.reasons.pop(channel.endpoint, None)
         self._waiting_since = None
 
     def complain_full(self) -> None:

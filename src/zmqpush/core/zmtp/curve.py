@@ -7,8 +7,9 @@ random and not made of C' and s', so one that was recorded on another connection
 refused.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from itertools import count
+from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import chain, count, islice, repeat
+from operator import add, lt
 from typing import NamedTuple
 
 from nacl.bindings import (
@@ -24,6 +25,7 @@ from nacl.bindings import (
 from nacl.exceptions import CryptoError
 
 from zmqpush.core.zmtp import frames
+from zmqpush.core.zmtp.boxes import BATCH, open_all, seal
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
 from zmqpush.core.zmtp.frames import COMMAND, MORE, Body
 from zmqpush.core.zmtp.mechanism import read_command
@@ -67,6 +69,9 @@ _MIN_MESSAGE = _BODY_AT + _MAC_BYTES + 1
 _INNER_MORE = 1
 _INNER_COMMAND = 2
 _FLAGS = {0: 0, _INNER_MORE: MORE, _INNER_COMMAND: COMMAND}
+_KNOWN_FLAGS = bytes(_FLAGS)
+_to_bytes: Callable[..., bytes] = int.to_bytes
+_TO_OUTER = bytes.maketrans(_KNOWN_FLAGS, bytes(_FLAGS.values()))
 # What is longer is not copied out of what was decrypted, in bytes.
 _COPY_BYTES = 8 << 10
 
@@ -103,24 +108,49 @@ class _Curve:
         self._last_nonce = _NO_NONCE
 
     def encode_messages(self, bodies: Sequence[bytes]) -> list[bytes]:
-        return frames.encode_messages([self._seal(b"\0", body) for body in bodies])
+        return frames.encode_messages(self._seal(repeat(b"\0"), bodies))
 
     def encode_parts(self, bodies: Sequence[bytes]) -> list[bytes]:
         # MORE is in the boxes, where nobody can change it.
-        sealed = [self._seal(b"\1", body) for body in bodies[:-1]]
-        sealed.append(self._seal(b"\0", bodies[-1]))
-        return frames.encode_messages(sealed)
+        flags = chain(repeat(b"\1", len(bodies) - 1), (b"\0",))
+        return frames.encode_messages(self._seal(flags, bodies))
 
     def encode_command(self, body: bytes) -> bytes:
-        return b"".join(frames.encode_messages([self._seal(b"\2", body)]))
+        return b"".join(frames.encode_messages(self._seal((b"\2",), (body,))))
 
     def open(self, flags: bytearray, bodies: list[Body], *, views: bool) -> None:
-        for at, body in enumerate(bodies):
-            try:
-                flags[at], bodies[at] = self._open(flags[at], body, views)
-            except Exception:
-                del flags[at:], bodies[at:]
-                raise
+        at = 0
+        try:
+            for start in range(0, len(bodies), BATCH):
+                at = start
+                some = slice(start, min(start + BATCH, len(bodies)))
+                if opened := self._open_short(flags[some], bodies[some]):
+                    flags[some], bodies[some] = opened
+                    continue
+                for at in range(start, some.stop):
+                    flags[at], bodies[at] = self._open(flags[at], bodies[at], views)
+        except BaseException:  # nothing that was not opened may be taken for a message
+            del flags[at:], bodies[at:]
+            raise
+
+    def _open_short(self, outer: bytearray, bodies: list[Body]) -> tuple[bytes, list[bytes]] | None:
+        """Do as :meth:`_open`, for frames that are all short and good; None if one is not."""
+        short = [body for body in bodies if type(body) is bytes and len(body) >= _MIN_MESSAGE]
+        if len(short) < len(bodies) or outer.strip(b"\0"):
+            return None
+        if not all(map(bytes.startswith, short, repeat(_MESSAGE))):
+            return None
+        nonces = [body[len(_MESSAGE) : _BODY_AT] for body in short]
+        if not all(map(lt, [self._last_nonce, *nonces], nonces)):
+            return None
+        boxes = [body[_BODY_AT:] for body in short]
+        if (opened := open_all(boxes, self._theirs, nonces, self._shared)) is None:
+            return None
+        flags, bodies_ = opened
+        if flags.strip(_KNOWN_FLAGS):
+            return None
+        self._last_nonce = nonces[-1]
+        return flags.translate(_TO_OUTER), bodies_
 
     def _open(self, outer: int, body: Body, views: bool) -> tuple[int, Body]:
         if outer:  # MORE and COMMAND are in the boxes: in the clear they are nobody's word
@@ -145,10 +175,19 @@ class _Curve:
             raise ZmtpError(Fault.PROTOCOL, "a frame that came before")
         return nonce
 
-    def _seal(self, flags: bytes, body: bytes) -> bytes:
-        nonce = self._next_nonce()
-        box = crypto_box_easy_afternm(flags + body, self._ours + nonce, self._shared)
-        return _MESSAGE + nonce + box
+    def _seal(self, flags: Iterable[bytes], bodies: Sequence[bytes]) -> list[bytes]:
+        plains = list(map(add, flags, bodies))
+        sealed: list[bytes] = []
+        for start in range(0, len(plains), BATCH):
+            some = plains[start : start + BATCH]
+            numbers = islice(self._counter, len(some))
+            nonces = list(map(_to_bytes, numbers, repeat(_NONCE_BYTES), repeat("big")))
+            boxes = seal(some, self._ours, nonces, self._shared) or [
+                crypto_box_easy_afternm(plain, self._ours + nonce, self._shared)
+                for plain, nonce in zip(some, nonces, strict=True)
+            ]
+            sealed += map(b"".join, zip(repeat(_MESSAGE), nonces, boxes))
+        return sealed
 
 
 class CurveClient(_Curve):
