@@ -11,8 +11,19 @@ from pathlib import Path
 
 from chaos import Feeder, compare, written
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until
+from keyring import Keyring
+from zmqpush.core.zmtp.connection import Connection, Limits
+from zmqpush.core.zmtp.curve import CurveClient, CurveServer, Keys
+from zmqpush.core.zmtp.mechanism import Mechanism
+from zmqpush.core.zmtp.metadata import SocketType
+from zmqpush.core.zmtp.null import Null
+from zmqpush.keys import decode, read_pair
 
 MORE, LONG, COMMAND = 1, 2, 4
+PING = b"\x04PING\0\0" + bytes(16)
+# For patched(): what does not finish its handshake is cut off soon.
+HASTY = "import zmqpush.transport.channel as c; c._HANDSHAKE_TIMEOUT = 2.0"
+RESET = struct.pack("ii", 1, 0)
 
 
 def greeting(mechanism: bytes = b"NULL") -> bytes:
@@ -57,6 +68,72 @@ def shake_hands(port: int, kind: bytes = b"DEALER") -> socket.socket:
             got += data
         stack.pop_all()
     return peer
+
+
+def mechanism(keys: Keyring | None, *, binds: bool = False) -> Mechanism:
+    """Return how a peer encrypts whose key is admitted; without keys it does not."""
+    if not keys:
+        return Null(binds=binds)
+    pair = read_pair(keys.file("collector" if binds else "web1"))
+    own = Keys(decode(pair.public), decode(pair.secret))
+    if binds:
+        return CurveServer(own, lambda _: True)
+    return CurveClient(own, decode(keys.public("collector")))
+
+
+class Intruder:
+    """
+    A peer that has finished its handshake, and does what it likes then.
+
+    Args:
+        sock: A connection.
+        kind: What it says that it is.
+        mechanism: How it encrypts.
+
+    """
+
+    def __init__(self, sock: socket.socket, kind: str, mechanism: Mechanism) -> None:
+        self.sock = sock
+        self._end = Connection(SocketType(kind), mechanism, Limits(1 << 20))
+        self.command = mechanism.encode_command
+        sock.settimeout(PATIENCE)
+        sock.sendall(self._end.take_output())
+        while not self._end.ready:
+            data = sock.recv(1 << 16)
+            if not data:
+                raise ConnectionResetError("the handshake was refused")
+            self._end.receive(data)
+            if self._end.failure:
+                raise self._end.failure
+            sock.sendall(self._end.take_output())
+
+    def message(self, body: bytes) -> bytes:
+        """Return a message."""
+        return b"".join(self._end.encode_messages((body,)))
+
+    def pings(self, number: int, body: bytes | None = None) -> bytes:
+        """Return so many PINGs, each after a message."""
+        if body is None:
+            each = [self.command(PING) for _ in range(number)]
+        else:
+            each = [self.message(body) + self.command(PING) for _ in range(number)]
+        return b"".join(each)
+
+    def send(self, data: bytes) -> None:
+        """Send what the other end takes within a second."""
+        self.sock.settimeout(1)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            self.sock.sendall(data)
+
+    def vanish(self) -> None:
+        """Close the connection by a reset."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.sock.close()
+
+
+def intrude(port: int, kind: str, keys: Keyring | None = None) -> Intruder:
+    """Connect to what is bound, and finish the handshake."""
+    return Intruder(connect(port), kind, mechanism(keys))
 
 
 def pour(peer: socket.socket, data: bytes, most: int) -> int:
@@ -110,6 +187,8 @@ class Target:
     """
     A receiver of both kinds of delivery, with a file; and honest senders, all the time.
 
+    With keys, those of the honest ones are ``web1``, which attackers have stolen.
+
     Attributes:
         port: Where senders are that want acknowledgements.
         plain_port: Where the others are.
@@ -123,14 +202,17 @@ class Target:
         *options: object,
         plain: bool = False,
         command: Iterable[object] = (ZMQPULL,),
+        keys: Keyring | None = None,
     ) -> None:
         self._errors = directory / "errors"
         self.path = directory / "all"
         any_port = "tcp://127.0.0.1:*"
+        self.keys = keys
+        binds, connects = (keys.binds(), keys.connects()) if keys else ([], [])
         args = ("-a", any_port, "-b", any_port, "--to", self.path, "--memory", "64MiB")
         with self._errors.open("wb") as errors:
             self.child = start(
-                *command, *args, "--state", directory / "state", *options, stderr=errors
+                *command, *args, *binds, "--state", directory / "state", *options, stderr=errors
             )
         wait_until(lambda: self.errors.count("listening at") == 2)
         ports = {
@@ -138,10 +220,10 @@ class Target:
         }
         self.port, self.plain_port = ports["acknowledged"], ports["plain"]
         to = f"tcp://127.0.0.1:{self.port}"
-        self._senders = [start(ZMQPUSH, "--ack", "--format", "raw", "-c", to)]
+        self._senders = [start(ZMQPUSH, "--ack", "--format", "raw", "-c", to, *connects)]
         if plain:
             to = f"tcp://127.0.0.1:{self.plain_port}"
-            self._senders.append(start(ZMQPUSH, "--framing", "lines", "-c", to))
+            self._senders.append(start(ZMQPUSH, "--framing", "lines", "-c", to, *connects))
         self._firsts = [1 + 500_000_000 * n for n in range(len(self._senders))]
         self._feeders = [
             Feeder(child, first, seed=first)
@@ -201,16 +283,22 @@ class Target:
         )
         self.wait_for_more()
 
-    def verify(self) -> None:
-        """End the honest senders and look that all of theirs is there once."""
+    def _records(self, stranger: bytes) -> list[bytes]:
+        records = self.path.read_bytes().splitlines(keepends=True)
+        return [it for it in records if it.endswith(b"\n") and it[:-1] != stranger]
+
+    def verify(self, stranger: bytes = b"") -> None:
+        """End the honest senders and look that all of theirs is there once, beside a stranger's."""
         expected: list[int] = []
         for sender, feeder, first in zip(self._senders, self._feeders, self._firsts, strict=True):
             expected += range(first, feeder.stop() + 1)
             _, err = sender.communicate(timeout=PATIENCE)
             assert sender.returncode == 0, err
         assert self.child.poll() is None, self.errors
-        wait_until(lambda: self.path.read_bytes().count(b"\n") >= len(expected))
-        lost, too_often = compare(written(self.path), expected)
+        wait_until(lambda: len(self._records(stranger)) >= len(expected))
+        honest = self.path.with_name("honest")
+        honest.write_bytes(b"".join(self._records(stranger)))
+        lost, too_often = compare(written(honest), expected)
         assert not lost, f"of {len(expected)} {len(lost)} are lost: {lost[:10]}"
         assert not too_often, f"{len(too_often)} are repeated: {too_often[:10]}"
         assert "Traceback" not in self.errors
