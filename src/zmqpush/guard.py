@@ -48,6 +48,7 @@ class Guard:
             resource.setrlimit(
                 resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
             )
+            import zmqpush.core.zmtp.curve  # noqa: F401 - not when descriptors have run out
         server_keys = [find_public(text)[0] for text in security.server_keys]
         if len(server_keys) == 1:  # one for all
             server_keys *= len(connect)

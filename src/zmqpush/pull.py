@@ -215,7 +215,9 @@ class Puller:
                         return
             elif self._until is None:
                 await self._plain.readable()
-            elif not self._plain.read_all():
+            elif self._plain.read_all() and time.monotonic() < self._until:
+                await asyncio.sleep(0)  # what comes may be no frames, and never end
+            else:
                 return
         self._wake()
 

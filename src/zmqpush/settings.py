@@ -20,7 +20,9 @@ MAX_SPOOL_SLOTS = 64
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5014"
 DEFAULT_ACK_ENDPOINT = "tcp://127.0.0.1:5015"
 
-_TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|\*|\w[\w.-]*):(?P<port>[0-9]{1,5}|\*)")
+_TCP = re.compile(
+    r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|\*|\w[\w.-]*):(?P<port>[0-9]{1,5}|\*)"
+)
 _LOCAL = re.compile(r"ipc://|tcp://(127\.[\d.]+|localhost|\[::1\]):")
 ALLOW_ANY = "any"
 _IPC = re.compile(r"ipc://[^\0\ud800-\udfff]{1,107}")
@@ -34,7 +36,7 @@ def check_endpoint(endpoint: str, *, bind: bool = False) -> str:
         SettingsError: If it is not; the message shows a good one.
 
     """
-    if _IPC.fullmatch(endpoint):
+    if _IPC.fullmatch(endpoint) and (bind or endpoint != "ipc://*"):
         return endpoint
     match = _TCP.fullmatch(endpoint)
     port = match["port"] if match else ""
@@ -68,6 +70,10 @@ class Endpoints:
     def __post_init__(self) -> None:
         if not self.count:
             raise SettingsError("there must be an endpoint to bind or to connect")
+        for endpoints in (self.bind, self.connect):
+            for endpoint in endpoints:
+                if endpoints.count(endpoint) > 1 and "*" not in endpoint:
+                    raise SettingsError(f"{endpoint} is given twice")
         for endpoint in self.bind:
             check_endpoint(endpoint, bind=True)
         for endpoint in self.connect:
@@ -80,8 +86,8 @@ class Endpoints:
 
     @property
     def has_open_port(self) -> bool:
-        """Whether the system is to choose a port."""
-        return any(endpoint.endswith(":*") for endpoint in self.bind)
+        """Whether the system is to choose a port, or a path."""
+        return any(endpoint.endswith((":*", "//*")) for endpoint in self.bind)
 
     def __str__(self) -> str:
         return ", ".join(self.connect + self.bind)

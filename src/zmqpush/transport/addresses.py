@@ -8,13 +8,18 @@ import socket
 import stat
 import struct
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from zmqpush.errors import EndpointError
 
+ANY_IPC = "ipc://*"  # the system chooses
 _SIOCGIFADDR = 0x8915
 _IFREQ = struct.Struct("16s2H4s8x")
+# How long to wait for the lock of a directory, and how often to look, in seconds.
+_LOCK_TIMEOUT = 1.0
+_LOCK_INTERVAL = 0.01
 _BACKLOG = 1024  # a fleet, or a flood, that comes at once waits in the kernel
 
 
@@ -131,7 +136,7 @@ def _interface_address(name: str) -> str | None:
 
 
 def _listen_ipc(endpoint: str) -> tuple[socket.socket, str]:
-    if endpoint == "ipc://*":
+    if endpoint == ANY_IPC:
         endpoint = f"ipc://{tempfile.mkdtemp(prefix='zmqpush-')}/socket"
     _, path = ipc_address(endpoint)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -153,8 +158,17 @@ def _listen_ipc(endpoint: str) -> tuple[socket.socket, str]:
 def _locked(directory: str) -> Iterator[None]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not for long: anyone who may read the directory can keep its lock.
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_LOCK_INTERVAL)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
         yield
     finally:
         os.close(fd)

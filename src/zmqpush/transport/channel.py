@@ -6,7 +6,7 @@ import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from zmqpush.core.zmtp.frames import Body
 from zmqpush.descriptors import pending_bytes
 
 # What is read at once, in bytes, if no long frame has a buffer of its own.
-_READ_BYTES = 256 << 10
+READ_BYTES = 256 << 10
 # How many buffers the kernel takes at once.
 _BUFFERS = 64
 # How long a handshake may take, in seconds. A fleet that comes back at once takes half a
@@ -28,6 +28,10 @@ _RESET = struct.pack("ii", 1, 0)
 
 class Owner(Protocol):
     """What has channels."""
+
+    @property
+    def appetite(self) -> int:
+        """How much is read of a connection at once, in bytes."""
 
     def may_go_on(self, channel: "Channel") -> bool:
         """Whether a handshake may go on now; if not, it is resumed later."""
@@ -105,6 +109,11 @@ class Channel:
         return self._unsent_bytes
 
     @property
+    def unread(self) -> int:
+        """How many bytes the kernel holds that were not read."""
+        return pending_bytes(self._sock.fileno(), termios.FIONREAD)
+
+    @property
     def in_kernel(self) -> int:
         """How many bytes the kernel holds that the peer's kernel (over ipc, the peer) has not."""
         return 0 if self.closed else pending_bytes(self._sock.fileno(), termios.TIOCOUTQ)
@@ -136,13 +145,13 @@ class Channel:
         free = connection.free()
         try:
             if free is None:
-                data = self._sock.recv(_READ_BYTES)
+                data = self._sock.recv(self._owner.appetite)
                 size = len(data)
             else:
                 size = self._sock.recv_into(free)
         except (BlockingIOError, InterruptedError):
             return False
-        except OSError as exc:
+        except (OSError, MemoryError) as exc:
             self.close(exc)
             return False
         if not size:
@@ -150,29 +159,32 @@ class Channel:
             return False
         self.received += size
         parts = connection.receive(data) if free is None else connection.fill(size)
-        if not self._ready and connection.ready:
-            self._ready = True
-            self._deadline.cancel()
-            self._write_output()
+        if not self._ready:
+            self._write_output()  # also what it must hear before it is refused
             if self.closed:  # it has gone without waiting for the answer
                 return True
-            self._owner.on_ready(self)
-        self._owner.on_parts(self, parts, size)
+            if connection.ready and not connection.failure:
+                self._ready = True
+                self._deadline.cancel()
+                self._owner.on_ready(self)
+        if self._ready:
+            self._owner.on_parts(self, parts, size)
         if connection.failure:
             self.close(connection.failure)
         elif not self._unsent:
             self._write_output()
         return True
 
-    def send(self, buffers: Iterable[bytes]) -> None:
+    def send(self, buffers: Sequence[bytes]) -> None:
         """Send whole messages, now or when the kernel takes more."""
         self._unsent.extend(buffers)
-        self._unsent_bytes = sum(map(len, self._unsent))
+        self._unsent_bytes += sum(map(len, buffers))
         if not self._is_writing:
             self._write()
 
     def _write_output(self) -> None:
-        if output := self.connection.take_output():
+        # A PONG after the last word would break the connection, and what the peer has not read.
+        if not self._is_ending and (output := self.connection.take_output()):
             self.send((output,))
 
     def _write(self) -> None:
@@ -202,15 +214,19 @@ class Channel:
         if self._is_writing:
             self._is_writing = False
             self._loop.remove_writer(self._sock)
+            self._owner.on_sent(self)
+            if self._unsent or self.closed:  # by its owner, which had more to send
+                return
             self._write_output()  # a PONG has waited for the end of a message
             if self._is_ending:
                 self._shut()
-            self._owner.on_sent(self)
 
     def end(self) -> None:
         """Send what is unsent, then say that no more comes; go on reading until the peer ends."""
         self._is_ending = True
-        if not self._unsent:
+        if not self._ready:
+            self.close()
+        elif not self._unsent:
             self._shut()
 
     def _shut(self) -> None:

@@ -30,6 +30,9 @@ class Dialer:
         adopt: Called with each connection that was made, and the endpoint.
         explain: Called with the endpoint, and why there is no connection.
 
+    Attributes:
+        closed: Whether it connects no more.
+
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Dialer:
         self._sock: socket.socket | None = None  # which is being connected
         self._timer: asyncio.TimerHandle | None = None
         self._delay = 0.0
-        self._closed = False
+        self.closed = False
 
     def dial(self) -> None:
         """Begin to connect."""
@@ -74,17 +77,19 @@ class Dialer:
 
     def dial_again(self, *, soon: bool) -> None:
         """Connect again after a delay, which grows unless the last connection was good."""
-        if self._closed:
+        if self.closed:
             return
         if soon or not self._delay:
             self._delay = random.uniform(*_FIRST_DELAY)
         else:
             self._delay = min(2 * self._delay, _MAX_DELAY)
-        self._timer = self._loop.call_later(self._delay, self.dial)
+        # What the first address leads to may be no receiver: then it is the next one's turn.
+        dial = self._try_next if self._addresses and not soon else self.dial
+        self._timer = self._loop.call_later(self._delay, dial)
 
     def close(self) -> None:
         """Stop."""
-        self._closed = True
+        self.closed = True
         if self._timer:
             self._timer.cancel()
         self._give_up()
@@ -95,7 +100,7 @@ class Dialer:
         self._try_next()
 
     def _try_next(self) -> None:
-        while self._addresses and not self._closed:
+        while self._addresses and not self.closed:
             family, address = self._addresses.pop(0)
             try:
                 self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
@@ -112,7 +117,7 @@ class Dialer:
             else:
                 self._hand_over()
                 return
-        if not self._closed:
+        if not self.closed:
             self._explain(self._endpoint, self._reason)
             self.dial_again(soon=False)
 
@@ -121,15 +126,17 @@ class Dialer:
         self._loop.remove_writer(self._sock)
         if self._timer:
             self._timer.cancel()
-        number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            self._failed(OSError(number, os.strerror(number)))
-        elif _is_connected_to_itself(self._sock):
-            self._failed(OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)))
+        try:
+            number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not number and _is_connected_to_itself(self._sock):
+                number = errno.ECONNREFUSED
+            if number:
+                raise OSError(number, os.strerror(number))
+        except OSError as exc:  # also: it has gone since
+            self._failed(exc)
+            self._try_next()
         else:
             self._hand_over()
-            return
-        self._try_next()
 
     def _on_timeout(self) -> None:
         self._give_up()
@@ -146,7 +153,7 @@ class Dialer:
 
     def _failed(self, error: OSError) -> None:
         self._give_up()
-        self._reason = f"{self._endpoint}: {error.strerror}"
+        self._reason = f"{self._endpoint}: {error.strerror or error}"
         if error.errno in _GONE:
             self._reason += f": is {self._there} running there?"
 

@@ -10,7 +10,7 @@ from zmqpush.core.zmtp.frames import Body
 from zmqpush.core.zmtp.metadata import SocketType
 from zmqpush.guard import Guard
 from zmqpush.settings import Endpoints
-from zmqpush.transport.channel import Channel
+from zmqpush.transport.channel import READ_BYTES, Channel
 from zmqpush.transport.dialer import Dialer
 from zmqpush.transport.listener import Listener
 from zmqpush.transport.words import Words
@@ -106,6 +106,11 @@ class Link:
 
     # What channels and endpoints call.
 
+    @property
+    def appetite(self) -> int:
+        """How much is read of a connection at once, in bytes."""
+        return READ_BYTES
+
     def _adopt(self, sock: socket.socket, endpoint: str) -> None:
         binds = endpoint not in self._dialers
         channel = Channel(sock, self, endpoint)
@@ -128,8 +133,10 @@ class Link:
 
     def _begin_turn(self) -> None:
         self._steps = _STEPS_PER_TURN
-        for _ in range(min(len(self._resting), _STEPS_PER_TURN)):
-            self._resting.popleft().resume()
+        while self._resting and self._steps:  # before those that come now
+            channel = self._resting.popleft()
+            channel.resume()
+            channel.read()
 
     def on_ready(self, channel: Channel) -> None:
         """Note that a handshake is over."""
@@ -145,15 +152,17 @@ class Link:
 
     def on_closed(self, channel: Channel, why: Exception | None) -> None:
         """Note that a connection has ended: why, or None if the peer closed it."""
-        if why and isinstance(why.__cause__, MemoryError):
-            self._out_of_memory = why.__cause__
+        for error in (why, why and why.__cause__):
+            if isinstance(error, MemoryError):
+                self._out_of_memory = error
         was_ready = channel not in self._greeting
         self._greeting.pop(channel, None)
         self._channels.pop(channel, None)
-        if dialer := self._dialers.get(channel.endpoint):
+        dialer = self._dialers.get(channel.endpoint)
+        if dialer and not dialer.closed:
             self._words.explain_server(channel, why, was_ready=was_ready)
             dialer.dial_again(soon=was_ready)
-        else:
+        elif not dialer:
             self._words.explain_client(channel, why, was_ready=was_ready)
         self.wake()
 

@@ -8,7 +8,7 @@ import resource
 import socket
 from collections.abc import Callable
 
-from zmqpush.transport.addresses import ipc_address, is_ipc, listen
+from zmqpush.transport.addresses import ANY_IPC, ipc_address, is_ipc, listen
 
 # How many connections are accepted before others get a turn.
 _TURN = 64
@@ -43,6 +43,7 @@ class Listener:
         self._full = full
         self._loop = asyncio.get_running_loop()
         self._inode = self._identity()
+        self._has_directory = endpoint == ANY_IPC
         self._retry: asyncio.TimerHandle | None = None
         # Without a descriptor left a connection could not even be turned away.
         self._spare: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -62,8 +63,10 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:
-                self._full()
-                if exc.errno not in (errno.EMFILE, errno.ENFILE) or not self._turn_away():
+                is_full = exc.errno in (errno.EMFILE, errno.ENFILE)
+                if is_full:
+                    self._full()
+                if not is_full or not self._turn_away():
                     self._pause()
                 return
             if sock.fileno() >= _highest_connection():
@@ -107,6 +110,8 @@ class Listener:
                 path = ipc_address(self.endpoint).address
                 if os.stat(path).st_ino == self._inode:
                     os.unlink(path)
+                if self._has_directory:
+                    os.rmdir(os.path.dirname(path))
 
 
 def _highest_connection() -> int:

@@ -41,6 +41,11 @@ class PullSocket(Link):
         super().__init__(endpoints, guard)
         self._inbox = Inbox(memory // 2, self._channels, guard.complaints)
 
+    @property
+    def appetite(self) -> int:
+        """How much is read of a connection at once, in bytes."""
+        return self._inbox.appetite
+
     def on_parts(self, channel: Channel, parts: list[Body], size: int) -> None:
         """Keep parts for :meth:`receive`."""
         self._inbox.put(channel, parts, size)
@@ -52,9 +57,9 @@ class PullSocket(Link):
         self._inbox.forget(channel)
         super().on_closed(channel, why)
 
-    def _expel(self, channel: Channel) -> None:
-        self._inbox.forget(channel, drop=True)
-        super()._expel(channel)
+    def _review(self) -> None:
+        super()._review()
+        self._inbox.review(self._guard.admits)
 
     def receive(self, max_frames: int | None = None) -> list[bytes]:
         """Return frames that are there, a MiB of them or one that is longer; none if none are."""

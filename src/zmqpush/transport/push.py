@@ -89,6 +89,7 @@ class PushSocket(Link):
         self._idle: deque[Channel] = deque()
         self._returned: deque[_Block] = deque()
         self.accepted = self.unsent = self.doubtful = 0
+        self._is_giving = False
 
     @property
     def has_room(self) -> bool:
@@ -112,9 +113,13 @@ class PushSocket(Link):
 
     def send(self, payload: Payload) -> None:
         """Send a payload; there must be room."""
-        frames = to_frames(self._framing, payload.data, self._separator)
+        block = _Block(to_frames(self._framing, payload.data, self._separator), payload.records)
         self.unsent += payload.records
-        self._give(_Block(frames, payload.records))
+        try:
+            self._give(block)
+        except MemoryError:  # the caller has it still
+            self.unsent -= payload.records
+            raise
 
     def _give(self, block: _Block) -> None:
         channel = self._idle.popleft()
@@ -143,8 +148,12 @@ class PushSocket(Link):
         self.unsent -= records
 
     def _give_returned(self) -> None:
+        if self._is_giving:  # to one that is broken, too: not each within the other
+            return
+        self._is_giving = True
         while self._returned and self._idle:
             self._give(self._returned.popleft())
+        self._is_giving = False
 
     def on_ready(self, channel: Channel) -> None:
         """Send what was sent in vain; then there may be room."""
@@ -156,7 +165,7 @@ class PushSocket(Link):
 
     def on_sent(self, channel: Channel) -> None:
         """Note that the kernel has taken a block."""
-        if channel in self._peers:
+        if (peer := self._peers.get(channel)) and peer.block:  # and not a PONG only
             self._finish(channel)
             self._give_returned()
             self.wake()
@@ -167,8 +176,7 @@ class PushSocket(Link):
             if channel in self._idle:
                 self._idle.remove(channel)
             if peer.block:
-                peer.sent.pop()
-                self._take_back(channel, peer.block)
+                peer.sent[-1] = self._take_back(channel, peer.block)
             if doubtful := peer.records_in(channel.left):
                 self.doubtful += doubtful
                 self._guard.complaints.warn(
@@ -176,17 +184,22 @@ class PushSocket(Link):
                     "records may be lost",
                     kind=f"broke {channel.endpoint}",
                 )
-            self._give_returned()
+            self._loop.call_soon(self._give_returned)  # others may end at the same time
         super().on_closed(channel, why)
 
-    def _take_back(self, channel: Channel, block: _Block) -> None:
+    def _expel(self, channel: Channel) -> None:
+        channel.close(reset=True)  # it gets nothing more, also not what the kernel has
+
+    def _take_back(self, channel: Channel, block: _Block) -> tuple[int, int]:
+        """Return how many bytes and whole records of a block the kernel had taken."""
         whole = 0
+        taken = block.size - channel.unsent
         if self._framing is Framing.SINGLE:
-            taken = block.size - channel.unsent
             sizes = map(channel.connection.wire_size, map(len, block.frames))
             whole = sum(end <= taken for end in accumulate(sizes))
             self._count(whole)
         self._returned.append(_Block(block.frames[whole:], block.records - whole))
+        return taken, whole
 
     async def changed(self) -> None:
         """Return when a receiver may have room, something was sent, or a connection ended."""

@@ -47,7 +47,7 @@ class RouterSocket(Link):
         # A peer's number is never another one's later, whatever identity it claims.
         self._numbers = count(1)
         self._peers: dict[bytes, Channel] = {}
-        self._gone: list[bytes] = []
+        self._gone: list[Channel] = []
         self.malformed = 0
 
     def on_ready(self, channel: Channel) -> None:
@@ -55,6 +55,11 @@ class RouterSocket(Link):
         super().on_ready(channel)
         channel.number = next(self._numbers).to_bytes(_PEER_BYTES)
         self._peers[channel.number] = channel
+
+    @property
+    def appetite(self) -> int:
+        """How much is read of a connection at once, in bytes."""
+        return self._inbox.appetite
 
     def on_parts(self, channel: Channel, parts: list[Body], size: int) -> None:
         """Keep frames for :meth:`receive`."""
@@ -66,13 +71,13 @@ class RouterSocket(Link):
         """Note that a connection has ended; what it has brought stays."""
         self._inbox.forget(channel)
         if self._peers.pop(channel.number, None):
-            self._gone.append(channel.number)
+            self._gone.append(channel)
             self.malformed += isinstance(why, ZmtpError)
         super().on_closed(channel, why)
 
-    def _expel(self, channel: Channel) -> None:
-        self._inbox.forget(channel, drop=True)
-        super()._expel(channel)
+    def _review(self) -> None:
+        super()._review()
+        self._inbox.review(self._guard.admits)
 
     def receive(self) -> list[tuple[bytes, Body, str]]:
         """Return peers, their frames and principals, those that are there, a MiB of them."""
@@ -87,10 +92,10 @@ class RouterSocket(Link):
 
     def take_gone(self) -> list[bytes]:
         """Return peers that have gone, and of which nothing is left to :meth:`receive`."""
-        if self._inbox:
-            return []
-        gone, self._gone = self._gone, []
-        return gone
+        gone = [channel for channel in self._gone if not channel.waiting]
+        if gone:
+            self._gone = [channel for channel in self._gone if channel.waiting]
+        return [channel.number for channel in gone]
 
     async def readable(self) -> None:
         """Return when a frame may be there, or earlier."""

@@ -84,6 +84,11 @@ class Connection:
         return self._reader.held + len(self._early) + parts
 
     @property
+    def missing(self) -> int:
+        """How many bytes an incomplete part lacks, as far as it is known."""
+        return self._reader.missing
+
+    @property
     def said(self) -> int:
         """
         How many steps of the handshake this end has taken.

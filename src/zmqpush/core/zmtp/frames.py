@@ -111,6 +111,13 @@ class FrameReader:
         """How many bytes an incomplete frame takes."""
         return len(self._rest) + (len(self._buffer) if self._buffer is not None else 0)
 
+    @property
+    def missing(self) -> int:
+        """How many bytes an incomplete frame lacks; if its size is not known, a few."""
+        if self._buffer is not None:
+            return self._size - self._filled
+        return self._wanted - len(self._rest) if self._rest else 0
+
     def free(self) -> memoryview | None:
         """Return where the next bytes belong, if a long frame is not complete."""
         return None if self._buffer is None else memoryview(self._buffer)[self._filled :]
