@@ -172,7 +172,8 @@ class Channel:
             self._write()
 
     def _write_output(self) -> None:
-        if output := self.connection.take_output():
+        # After the end a PONG would break the connection, and with it what the peer has not read.
+        if not self._is_ending and (output := self.connection.take_output()):
             self.send((output,))
 
     def _write(self) -> None:
