@@ -37,7 +37,7 @@ class PullSocket(Link):
     socket_type = SocketType.PULL
 
     def __init__(self, endpoints: Endpoints, guard: Guard, memory: int) -> None:
-        self.limits = Limits(min(_MAX_MESSAGE_BYTES, memory), _MAX_PARTS)
+        self.limits = Limits(min(_MAX_MESSAGE_BYTES, memory), _MAX_PARTS, v2=True)
         super().__init__(endpoints, guard)
         self._inbox = Inbox(memory // 2, self._channels, guard.complaints)
 

@@ -77,7 +77,7 @@ class PushSocket(Link):
     """
 
     socket_type = SocketType.PUSH
-    limits = Limits(MAX_REPLY_BYTES)
+    limits = Limits(MAX_REPLY_BYTES, v2=True)
 
     def __init__(
         self, endpoints: Endpoints, guard: Guard, framing: Framing, separator: bytes
