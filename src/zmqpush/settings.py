@@ -70,10 +70,6 @@ class Endpoints:
     def __post_init__(self) -> None:
         if not self.count:
             raise SettingsError("there must be an endpoint to bind or to connect")
-        for endpoints in (self.bind, self.connect):
-            for endpoint in endpoints:
-                if endpoints.count(endpoint) > 1 and "*" not in endpoint:
-                    raise SettingsError(f"{endpoint} is given twice")
         for endpoint in self.bind:
             check_endpoint(endpoint, bind=True)
         for endpoint in self.connect:
@@ -146,6 +142,8 @@ class Security:
             )
         if connect and len(self.server_keys) not in (1, len(connect)):
             raise SettingsError("--key needs --server-key: one for all --connect, or one for each")
+        if len(self.server_keys) > 1 and len(set(connect)) < len(connect):
+            raise SettingsError("a --connect is given twice, with a --server-key each")
         if self.server_keys and not connect:
             raise SettingsError("--server-key is for --connect, and nothing is connected to")
 

@@ -111,6 +111,11 @@ class PushSocket(Link):
         """How many of the accepted records receivers that are connected have yet to take."""
         return sum(peer.records_in(channel.in_kernel) for channel, peer in self._peers.items())
 
+    @property
+    def unconfirmed(self) -> int:
+        """How many of the accepted records they may not have read, at most."""
+        return sum(peer.records_in(channel.unconfirmed) for channel, peer in self._peers.items())
+
     def send(self, payload: Payload) -> None:
         """Send a payload; there must be room."""
         block = _Block(to_frames(self._framing, payload.data, self._separator), payload.records)
