@@ -193,6 +193,7 @@ ANYWHERE = "tcp://*:5014"
         (ZMQPUSH, ["-b", NOBODY, *KEY], "--key needs --allow"),
         (ZMQPUSH, KEY, "--key needs --server-key"),
         (ZMQPUSH, ["-c", NOBODY, *KEY, *SERVER_KEY * 2], "one for all --connect, or one for"),
+        (ZMQPUSH, [*["-c", NOBODY, *SERVER_KEY] * 2, *KEY], "a --connect is given twice"),
         (ZMQPUSH, ["-b", NOBODY, "-c", NOBODY, *KEY, *ALLOW], "either --bind or --connect"),
         (ZMQPULL, [*KEY, *ALLOW, *SERVER_KEY], "--server-key is for --connect"),
         (ZMQPUSH, ["-c", NOBODY, *KEY, *SERVER_KEY, *ALLOW], "--allow is for"),

@@ -17,10 +17,11 @@ from test_curve import feed, free_endpoint, messages
 
 keys = test_curve.keys
 MODES = pytest.mark.parametrize("mode", ["plain", "ack"])
+ENCRYPTED = pytest.mark.parametrize("encrypted", [True, False], ids=["curve", "null"])
 SECRET = b"the text of a line that nobody may read"
 HTTP = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 SSH = b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"
-# What libzmq would take for an older version of ZMTP, and answer in clear.
+# Of older versions of ZMTP, and of what is none.
 GREETINGS = {
     "ZMTP 1": b"\x01\x00",
     "ZMTP 1 with a name": b"\x05\x00name",
@@ -31,6 +32,8 @@ GREETINGS = {
     "random": os.urandom(100),
     "nothing": b"",
 }
+# Without keys and acknowledgements a PULL of ZMTP 2 is a receiver.
+GREETINGS_SUB = GREETINGS | {"ZMTP 2": b"\xff" + bytes(8) + b"\x7f\x01\x02\x00\x00"}
 
 
 class Stranger:
@@ -242,7 +245,7 @@ def test_a_sender_that_is_refused_is_no_load(ends, keys):
 
 
 @MODES
-@pytest.mark.parametrize("encrypted", [True, False], ids=["curve", "null"])
+@ENCRYPTED
 def test_a_port_for_the_other_delivery_is_told_of_at_both_ends(ends, keys, mode, encrypted):
     ends.mode = "ack" if mode == "plain" else "plain"
     _, told = ends.pull(*(keys.binds() if encrypted else []))
@@ -329,7 +332,7 @@ def test_a_receiver_that_connects_says_once_why_nobody_is_there(start, tmp_path)
 
 
 @MODES
-@pytest.mark.parametrize("encrypted", [True, False], ids=["curve", "null"])
+@ENCRYPTED
 @pytest.mark.parametrize("greeting", ["HTTP", "ssh"])
 def test_a_server_of_another_kind_is_told_of_until_the_receiver_comes(
     ends, keys, mode, encrypted, greeting
@@ -361,7 +364,7 @@ def test_of_two_names_with_one_port_the_one_that_gave_up_is_tried_again(ends, ke
 
 
 @MODES
-@pytest.mark.parametrize("encrypted", [True, False], ids=["curve", "null"])
+@ENCRYPTED
 def test_a_listener_that_says_nothing_is_told_of(ends, keys, mode, encrypted):
     ends.mode = mode
     with Stranger(port_of(ends.endpoint), b"") as stranger:
@@ -376,11 +379,13 @@ def test_a_listener_that_says_nothing_is_told_of(ends, keys, mode, encrypted):
 
 
 @MODES
+@ENCRYPTED
 @pytest.mark.parametrize("greeting", GREETINGS)
-def test_no_line_is_sent_to_who_does_not_speak_zmtp_3(ends, mode, greeting):
+def test_no_line_is_sent_to_who_does_not_speak_zmtp_3(ends, keys, mode, encrypted, greeting):
     ends.mode = mode
-    with Stranger(port_of(ends.endpoint), GREETINGS[greeting]) as stranger:
-        _, says = ends.push()
+    greetings = GREETINGS if encrypted or mode == "ack" else GREETINGS_SUB
+    with Stranger(port_of(ends.endpoint), greetings[greeting]) as stranger:
+        _, says = ends.push(*(keys.connects() if encrypted else []))
         wait_until(
             lambda: stranger.connections > 1 or says.all or SECRET in b"".join(stranger.heard)
         )
@@ -388,13 +393,15 @@ def test_no_line_is_sent_to_who_does_not_speak_zmtp_3(ends, mode, greeting):
     assert SECRET not in b"".join(stranger.heard)
 
 
+@ENCRYPTED
 @pytest.mark.parametrize("greeting", GREETINGS)
-def test_no_line_is_sent_to_a_stranger_who_connects(ends, start, greeting):
-    sender = start(ZMQPUSH, "-q", "-b", ends.endpoint)
+def test_no_line_is_sent_to_a_stranger_who_connects(ends, keys, start, encrypted, greeting):
+    keys.admit("collector")
+    sender = start(ZMQPUSH, "-q", "-b", ends.endpoint, *(keys.binds("web1") if encrypted else []))
     told = Lines(sender)
     feed(sender, SECRET + b"\n")
     wait_until_ready(sender)
-    stranger = Stranger(0, GREETINGS[greeting])
+    stranger = Stranger(0, (GREETINGS if encrypted else GREETINGS_SUB)[greeting])
     with socket.create_connection(("127.0.0.1", port_of(ends.endpoint))) as end:
         end.settimeout(PATIENCE / 4)
         stranger.talk(end)  # until the sender hangs up
@@ -403,8 +410,12 @@ def test_no_line_is_sent_to_a_stranger_who_connects(ends, start, greeting):
     assert SECRET not in heard
     if greeting not in ("nothing", "TLS alert"):
         wait_until(lambda: told.all)
-        assert len(told.that("something that does not speak ZMTP 3 connects to")) == 1
-    start(ZMQPULL, "-q", "-c", ends.endpoint, "--to", ends.path)
+        what = "something that does not speak ZMTP 3 connects to"
+        if greeting == "ZMTP 2" and not encrypted:
+            what = "it is a SUB socket, not a PULL"
+        assert len(told.that(what)) == 1
+    options = keys.connects("collector", to="web1") if encrypted else []
+    start(ZMQPULL, "-q", "-c", ends.endpoint, "--to", ends.path, *options)
     wait_until(ends.delivered)
 
 

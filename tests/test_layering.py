@@ -57,7 +57,7 @@ VOCABULARY = {
     "background",
 }
 # Sockets that receive messages.
-ENDS = {"transport.link", "transport.inbox", "transport.channel", "guard", *ZMTP}
+ENDS = {"transport.inbound", "transport.channel", "guard", *ZMTP}
 ALLOWED = {
     "__main__": {"cli", "keys_cli", "failures"},
     "cli": {"config", "values", "failures", "omprog", "push", "pull", "slots"},
@@ -70,6 +70,13 @@ ALLOWED = {
     "transport.push": {"transport.link", "transport.channel", "guard", *ZMTP},
     "transport.dealer": {*ENDS, "transport.push"},
     "transport.pull": ENDS,
+    "transport.inbound": {
+        "transport.link",
+        "transport.inbox",
+        "transport.channel",
+        "guard",
+        *ZMTP,
+    },
     "transport.router": ENDS,
     "transport.link": {
         "transport.channel",

@@ -232,6 +232,7 @@ def test_receivers_that_all_break_at_once_are_no_recursion():
         for peer in (stuck, *peers):
             peer.ours.room, peer.ours.is_broken = 0, True
         push.send(payload())
+        await until(lambda: not push._peers)
         good = await one(stack, push)
         await until(lambda: push.accepted == len(LINES))
         assert records(good.received, "lines") == LINES

@@ -13,7 +13,7 @@ class Outcome(NamedTuple):
     Attributes:
         spooled: How many are left for the next run.
         failed: Whether their disk has failed.
-        doubtful: How many of the delivered may be lost, at most, since connections broke.
+        doubtful: How many of the delivered receivers may not have read, at most.
 
     """
 

@@ -132,7 +132,8 @@ class PlainOutlet:
         self._outage.begin("the receiver is slow to take the last records")
         closed = await ending.unless_given_up(link.close())
         untaken = 0 if closed else link.untaken
+        doubtful = link.doubtful + (0 if closed else link.unconfirmed - untaken)
         lost = self.waiting + untaken
         if closed and not lost:
             self._outage.end("the last records were taken")
-        return Outcome(link.accepted - untaken, self._queue.dropped, lost, doubtful=link.doubtful)
+        return Outcome(link.accepted - untaken, self._queue.dropped, lost, doubtful=doubtful)

@@ -258,7 +258,7 @@ class Pusher:
         if any(outcome[1:4]) or outcome.doubtful:
             more = f", {outcome.spooled} left in the spool" if outcome.spooled else ""
             if outcome.doubtful:
-                more += f", up to {outcome.doubtful} more may be, since connections broke"
+                more += f", up to {outcome.doubtful} more may be: no receiver has confirmed them"
             self._reporter.warn(f"{outcome.dropped} dropped, {outcome.lost} lost{more}")
         if gave_up and (outcome.lost or not (outcome.spooled or self._conversation)):
             return EXIT_NO_RECEIVER

@@ -142,6 +142,8 @@ class Security:
             )
         if connect and len(self.server_keys) not in (1, len(connect)):
             raise SettingsError("--key needs --server-key: one for all --connect, or one for each")
+        if len(self.server_keys) > 1 and len(set(connect)) < len(connect):
+            raise SettingsError("a --connect is given twice, with a --server-key each")
         if self.server_keys and not connect:
             raise SettingsError("--server-key is for --connect, and nothing is connected to")
 

@@ -119,11 +119,13 @@ class Channel:
         return 0 if self.closed else pending_bytes(self._sock.fileno(), termios.TIOCOUTQ)
 
     @property
-    def _peer_room(self) -> int:
-        """How many bytes may lie at the peer's end unread, at most."""
+    def unconfirmed(self) -> int:
+        """How many of the last bytes that were sent the peer may not have read, at most."""
+        if self.closed:
+            return 0
         if self._sock.family == socket.AF_UNIX:
             return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        return _MAX_RECEIVE_BUFFER
+        return self.in_kernel + _MAX_RECEIVE_BUFFER
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -159,14 +161,16 @@ class Channel:
             return False
         self.received += size
         parts = connection.receive(data) if free is None else connection.fill(size)
-        if not self._ready and connection.ready:
-            self._ready = True
-            self._deadline.cancel()
-            self._write_output()
+        if not self._ready:
+            self._write_output()  # also what it must hear before it is refused
             if self.closed:  # it has gone without waiting for the answer
                 return True
-            self._owner.on_ready(self)
-        self._owner.on_parts(self, parts, size)
+            if connection.ready and not connection.failure:
+                self._ready = True
+                self._deadline.cancel()
+                self._owner.on_ready(self)
+        if self._ready:
+            self._owner.on_parts(self, parts, size)
         if connection.failure:
             self.close(connection.failure)
         elif not self._unsent:
@@ -238,9 +242,8 @@ class Channel:
         """Close the connection; with ``reset`` the kernel forgets what it holds of it."""
         if self.closed:
             return
-        self.left = self.in_kernel
-        if isinstance(why, OSError):  # a peer that has read all ends a connection without an error
-            self.left += self._peer_room
+        # A peer that has read all ends a connection without an error.
+        self.left = self.unconfirmed if isinstance(why, OSError) else self.in_kernel
         self.closed = True
         self._deadline.cancel()
         self.pause()

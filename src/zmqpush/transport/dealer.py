@@ -1,21 +1,19 @@
 """A DEALER socket: acknowledged delivery, the sender's end."""
 
 from zmqpush.core.zmtp.connection import Limits
-from zmqpush.core.zmtp.frames import Body
 from zmqpush.core.zmtp.metadata import SocketType
 from zmqpush.guard import Guard
 from zmqpush.settings import Endpoints
 from zmqpush.transport.channel import Channel
-from zmqpush.transport.inbox import Inbox
-from zmqpush.transport.link import Link
+from zmqpush.transport.inbound import InboundLink
 from zmqpush.transport.push import MAX_REPLY_BYTES
 
 # How much answers may take that were not looked at, in bytes, and how many are in a turn.
-_MEMORY = 4 << 20
+_BUDGET = 4 << 20
 _TURN_FRAMES = 1 << 10
 
 
-class DealerSocket(Link):
+class DealerSocket(InboundLink):
     """
     A DEALER socket: one sender's connection to one receiver that acknowledges.
 
@@ -29,8 +27,7 @@ class DealerSocket(Link):
     limits = Limits(MAX_REPLY_BYTES)
 
     def __init__(self, endpoint: str, guard: Guard) -> None:
-        super().__init__(Endpoints(connect=(endpoint,)), guard)
-        self._inbox = Inbox(_MEMORY, self._channels, guard.complaints)
+        super().__init__(Endpoints(connect=(endpoint,)), guard, _BUDGET)
         self._channel: Channel | None = None
 
     @property
@@ -44,15 +41,8 @@ class DealerSocket(Link):
         self._channel = channel
         self.wake()
 
-    def on_parts(self, channel: Channel, parts: list[Body], size: int) -> None:
-        """Keep frames for :meth:`receive`."""
-        self._inbox.put(channel, parts, size)
-        if parts:
-            self.wake()
-
     def on_closed(self, channel: Channel, why: Exception | None) -> None:
         """Note that there is no connection; what it has brought stays."""
-        self._inbox.forget(channel)
         if channel is self._channel:
             self._channel = None
         super().on_closed(channel, why)
@@ -65,16 +55,12 @@ class DealerSocket(Link):
 
     def receive(self) -> list[bytes]:
         """Return frames that are there, some at a time, however many there are."""
-        self._check_memory()
         frames: list[bytes] = []
-        while self._inbox and len(frames) < _TURN_FRAMES:
-            frames += map(bytes, self._inbox.take()[1])
+        for _, parts in self._take_turn():
+            frames += map(bytes, parts)
+            if len(frames) >= _TURN_FRAMES:
+                break
         return frames
-
-    async def readable(self) -> None:
-        """Return when a frame may be there or the connection may have changed, or earlier."""
-        if not self._inbox:
-            await self._wait()
 
     def discard(self, linger: float) -> None:
         """Close the connection; what is unsent may be sent for so many seconds."""

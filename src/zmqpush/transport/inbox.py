@@ -12,7 +12,7 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from zmqpush.core.zmtp.frames import PART_OVERHEAD, Body
@@ -120,17 +120,24 @@ class Inbox:
         """Return some of what was taken last."""
         self._entries.appendleft((channel, list(parts), 0))
 
-    def forget(self, channel: Channel, *, drop: bool = False) -> None:
-        """Note that a connection has ended; with ``drop``, what it brought is not wanted."""
+    def forget(self, channel: Channel) -> None:
+        """Note that a connection has ended; what it brought stays."""
         self._held -= channel.partial
         channel.partial = 0
         self._paused.pop(channel, None)
-        if drop:
-            self._held -= channel.waiting
-            channel.waiting = 0
-            self._entries = deque(entry for entry in self._entries if entry[0] is not channel)
         self._end_loan(channel)
         self._endless.pop(channel, None)
+        self._resume_soon()
+
+    def review(self, admits: Callable[[str], bool]) -> None:
+        """Drop what those have brought who are not admitted any more."""
+        entries, self._entries = self._entries, deque()
+        for channel, parts, weight in entries:
+            if admits(channel.principal):
+                self._entries.append((channel, parts, weight))
+            else:
+                channel.waiting -= weight
+                self._held -= weight
         self._resume_soon()
 
     def _is_over(self, channel: Channel) -> bool:

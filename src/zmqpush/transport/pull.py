@@ -3,24 +3,21 @@
 from collections.abc import Iterator
 
 from zmqpush.core.zmtp.connection import Limits
-from zmqpush.core.zmtp.frames import Body
 from zmqpush.core.zmtp.metadata import SocketType
 from zmqpush.guard import Guard
 from zmqpush.settings import Endpoints
-from zmqpush.transport.channel import Channel
-from zmqpush.transport.inbox import Inbox
-from zmqpush.transport.link import Link
+from zmqpush.transport.inbound import InboundLink
 
-# The longest message that is taken, in bytes, and of how many parts. zmqpush makes no longer
-# ones but of a line that is as long.
+# The longest message that is taken, in bytes, and of how many parts. zmqpush makes none of over
+# 16 MiB, but of a line that is as long: that one must fit into the memory.
 _MAX_MESSAGE_BYTES = 64 << 20
+_MAX_BLOCK_BYTES = 17 << 20
 _MAX_PARTS = 1 << 20
-# A turn ends after so many bytes or frames.
-_TURN_BYTES = 1 << 20
+# A turn ends after so many frames.
 _TURN_FRAMES = 1 << 14
 
 
-class PullSocket(Link):
+class PullSocket(InboundLink):
     """
     A PULL socket.
 
@@ -37,49 +34,22 @@ class PullSocket(Link):
     socket_type = SocketType.PULL
 
     def __init__(self, endpoints: Endpoints, guard: Guard, memory: int) -> None:
-        self.limits = Limits(min(_MAX_MESSAGE_BYTES, memory), _MAX_PARTS)
-        super().__init__(endpoints, guard)
-        self._inbox = Inbox(memory // 2, self._channels, guard.complaints)
-
-    @property
-    def appetite(self) -> int:
-        """How much is read of a connection at once, in bytes."""
-        return self._inbox.appetite
-
-    def on_parts(self, channel: Channel, parts: list[Body], size: int) -> None:
-        """Keep parts for :meth:`receive`."""
-        self._inbox.put(channel, parts, size)
-        if parts:
-            self.wake()
-
-    def on_closed(self, channel: Channel, why: Exception | None) -> None:
-        """Note that a connection has ended; what it has brought stays."""
-        self._inbox.forget(channel)
-        super().on_closed(channel, why)
-
-    def _expel(self, channel: Channel) -> None:
-        self._inbox.forget(channel, drop=True)
-        super()._expel(channel)
+        longest = max(_MAX_BLOCK_BYTES, min(_MAX_MESSAGE_BYTES, memory))
+        self.limits = Limits(longest, _MAX_PARTS, v2=True)
+        super().__init__(endpoints, guard, memory // 2)
 
     def receive(self, max_frames: int | None = None) -> list[bytes]:
         """Return frames that are there, a MiB of them or one that is longer; none if none are."""
-        self._check_memory()
         frames: list[bytes] = []
         most = _TURN_FRAMES if max_frames is None else min(max_frames, _TURN_FRAMES)
-        size = 0
-        while self._inbox and size < _TURN_BYTES and len(frames) < most:
-            channel, parts, weight = self._inbox.take()
+        for channel, parts in self._take_turn():
             frames += parts  # type: ignore[arg-type]
-            size += weight
-            if len(frames) > most:
-                self._inbox.put_back(channel, frames[most:])
-                del frames[most:]
+            if len(frames) >= most:
+                if rest := frames[most:]:
+                    self._inbox.put_back(channel, rest)
+                    del frames[most:]
+                break
         return frames
-
-    async def readable(self) -> None:
-        """Return when a frame may be there, or earlier."""
-        if not self._inbox:
-            await self._wait()
 
     def read_all(self) -> bool:
         """Read what the kernel holds, some of it; whether there was something."""

@@ -77,7 +77,7 @@ class PushSocket(Link):
     """
 
     socket_type = SocketType.PUSH
-    limits = Limits(MAX_REPLY_BYTES)
+    limits = Limits(MAX_REPLY_BYTES, v2=True)
 
     def __init__(
         self, endpoints: Endpoints, guard: Guard, framing: Framing, separator: bytes
@@ -88,8 +88,8 @@ class PushSocket(Link):
         self._peers: dict[Channel, _Peer] = {}
         self._idle: deque[Channel] = deque()
         self._returned: deque[_Block] = deque()
-        self._is_giving = False
         self.accepted = self.unsent = self.doubtful = 0
+        self._is_giving = False
 
     @property
     def has_room(self) -> bool:
@@ -110,6 +110,11 @@ class PushSocket(Link):
     def untaken(self) -> int:
         """How many of the accepted records receivers that are connected have yet to take."""
         return sum(peer.records_in(channel.in_kernel) for channel, peer in self._peers.items())
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many of the accepted records they may not have read, at most."""
+        return sum(peer.records_in(channel.unconfirmed) for channel, peer in self._peers.items())
 
     def send(self, payload: Payload) -> None:
         """Send a payload; there must be room."""
@@ -184,8 +189,11 @@ class PushSocket(Link):
                     "records may be lost",
                     kind=f"broke {channel.endpoint}",
                 )
-            self._give_returned()
+            self._loop.call_soon(self._give_returned)  # others may end at the same time
         super().on_closed(channel, why)
+
+    def _expel(self, channel: Channel) -> None:
+        channel.close(reset=True)  # it gets nothing more, also not what the kernel has
 
     def _take_back(self, channel: Channel, block: _Block) -> tuple[int, int]:
         """Return how many bytes and whole records of a block the kernel had taken."""

@@ -10,18 +10,16 @@ from zmqpush.core.zmtp.metadata import SocketType
 from zmqpush.guard import Guard
 from zmqpush.settings import Endpoints
 from zmqpush.transport.channel import Channel
-from zmqpush.transport.inbox import Inbox
-from zmqpush.transport.link import Link
+from zmqpush.transport.inbound import InboundLink
 
-# A turn ends after so many bytes or frames.
-_TURN_BYTES = 1 << 20
+# A turn ends after so many frames.
 _TURN_FRAMES = 1 << 10
 # A peer that does not read gets no more answers while so many bytes wait for it.
 _MAX_UNSENT_BYTES = 64 << 10
 _PEER_BYTES = 8
 
 
-class RouterSocket(Link):
+class RouterSocket(InboundLink):
     """
     A ROUTER socket for senders that want acknowledgements: messages have one frame.
 
@@ -42,8 +40,7 @@ class RouterSocket(Link):
     limits = Limits(MAX_FRAME_BYTES, views=True)
 
     def __init__(self, endpoints: Endpoints, guard: Guard, memory: int) -> None:
-        super().__init__(endpoints, guard)
-        self._inbox = Inbox(memory // 2, self._channels, guard.complaints)
+        super().__init__(endpoints, guard, memory // 2)
         # A peer's number is never another one's later, whatever identity it claims.
         self._numbers = count(1)
         self._peers: dict[bytes, Channel] = {}
@@ -56,38 +53,20 @@ class RouterSocket(Link):
         channel.number = next(self._numbers).to_bytes(_PEER_BYTES)
         self._peers[channel.number] = channel
 
-    @property
-    def appetite(self) -> int:
-        """How much is read of a connection at once, in bytes."""
-        return self._inbox.appetite
-
-    def on_parts(self, channel: Channel, parts: list[Body], size: int) -> None:
-        """Keep frames for :meth:`receive`."""
-        self._inbox.put(channel, parts, size)
-        if parts:
-            self.wake()
-
     def on_closed(self, channel: Channel, why: Exception | None) -> None:
         """Note that a connection has ended; what it has brought stays."""
-        self._inbox.forget(channel)
         if self._peers.pop(channel.number, None):
             self._gone.append(channel)
             self.malformed += isinstance(why, ZmtpError)
         super().on_closed(channel, why)
 
-    def _expel(self, channel: Channel) -> None:
-        self._inbox.forget(channel, drop=True)
-        super()._expel(channel)
-
     def receive(self) -> list[tuple[bytes, Body, str]]:
         """Return peers, their frames and principals, those that are there, a MiB of them."""
-        self._check_memory()
         messages: list[tuple[bytes, Body, str]] = []
-        size = 0
-        while self._inbox and size < _TURN_BYTES and len(messages) < _TURN_FRAMES:
-            channel, frames, weight = self._inbox.take()
+        for channel, frames in self._take_turn():
             messages += [(channel.number, frame, channel.principal) for frame in frames]
-            size += weight
+            if len(messages) >= _TURN_FRAMES:
+                break
         return messages
 
     def take_gone(self) -> list[bytes]:
@@ -96,11 +75,6 @@ class RouterSocket(Link):
         if gone:
             self._gone = [channel for channel in self._gone if channel.waiting]
         return [channel.number for channel in gone]
-
-    async def readable(self) -> None:
-        """Return when a frame may be there, or earlier."""
-        if not self._inbox:
-            await self._wait()
 
     def send(self, peer: bytes, frame: bytes) -> bool:
         """Send a frame to a peer; whether the peer is there. One that is behind gets none."""

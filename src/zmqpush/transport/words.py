@@ -16,7 +16,7 @@ _WRONG_PORT = {
 _WRONG_PEER = {
     SocketType.PULL: "a sender with --ack, which belongs at an --ack-bind",
     SocketType.ROUTER: "a sender without --ack, which belongs at a --bind",
-    SocketType.PUSH: "another kind of socket than PULL",
+    SocketType.PUSH: "a sender or a receiver of --ack",
 }
 # A peer that restarts may close a connection without a word: so often in a row, and it means it.
 _MUTE_FAILURES = 3

@@ -1,5 +1,5 @@
 """
-ZMTP 3.1, the wire of ZeroMQ: bytes in, messages out; ``docs/zmtp-profile.md``.
+ZMTP 3.1 and 2.0, the wire of ZeroMQ: bytes in, messages out; ``docs/zmtp-profile.md``.
 
 ::
 

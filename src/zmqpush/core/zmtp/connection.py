@@ -284,9 +284,9 @@ def _shake_hands_v2(
         write(ours)
     (number,) = yield 1
     metadata.check_v2_type(number, socket_type)
+    if binds:  # a peer that has connected says its identity once it knows our type
+        write(ours)
     flags, size = yield 2
     if flags:
         raise ZmtpError(Fault.PROTOCOL, "what should be its identity is not")
     yield size
-    if binds:
-        write(ours)
