@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Protocol
 
 from zmqpush.core.zmtp.connection import Connection
-from zmqpush.core.zmtp.frames import Body
+from zmqpush.core.zmtp.frames import Body, Sealed
 from zmqpush.descriptors import pending_bytes
 
 # What is read at once, in bytes, if no long frame has a buffer of its own.
@@ -82,7 +82,7 @@ class Channel:
         self._sock = sock
         self._owner = owner
         self._loop = asyncio.get_running_loop()
-        self._unsent: deque[bytes | memoryview] = deque()
+        self._unsent: deque[Sealed | memoryview] = deque()
         self._unsent_bytes = 0
         self._is_reading = self._is_writing = self._is_ending = False
         self._ready = False
@@ -177,7 +177,7 @@ class Channel:
             self._write_output()
         return True
 
-    def send(self, buffers: Sequence[bytes]) -> None:
+    def send(self, buffers: Sequence[Sealed]) -> None:
         """Send whole messages, now or when the kernel takes more."""
         self._unsent.extend(buffers)
         self._unsent_bytes += sum(map(len, buffers))

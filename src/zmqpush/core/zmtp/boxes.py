@@ -1,10 +1,10 @@
 """
-Many short boxes at once.
+Many short boxes at once, and long ones in place.
 
 A call of PyNaCl costs more than what libsodium does in it for a line of a log. So the
 functions that PyNaCl compiles, and that its own are made of, are called in loops of C, and
 put what they make into one piece of memory, which one thread may use, and which keeps the last
-texts. The caller does what is not short, or not good.
+texts. A long text is not copied: libsodium takes and gives it in the same place.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +18,7 @@ from nacl._sodium import ffi, lib  # type: ignore[import-not-found]
 BATCH = 256
 _MAX_BYTES = 1024
 _MAC_BYTES = 16
+MAX_TEXT_BYTES = _MAX_BYTES - _MAC_BYTES
 _KEY_BYTES = 32
 _NONCE_BYTES = 24
 
@@ -30,23 +31,20 @@ _places = [_memory + start for start in _starts]
 
 def seal(
     plains: Sequence[bytes], prefix: bytes, nonces: Iterable[bytes], key: bytes
-) -> list[bytes] | None:
+) -> list[bytes]:
     """
     Return the boxes with some texts.
 
     Args:
-        plains: At most :data:`BATCH` of them.
+        plains: At most :data:`BATCH` of them, of :data:`MAX_TEXT_BYTES` each.
         prefix: What all nonces begin with, 16 bytes.
         nonces: The last 8 bytes of each.
         key: The shared key.
 
-    Returns:
-        The boxes; None if one would be long.
-
     """
     lengths = list(map(len, plains))
-    if max(lengths) > _MAX_BYTES - _MAC_BYTES:
-        return None
+    if max(lengths) > MAX_TEXT_BYTES:
+        raise ValueError("a text is too long")  # C does not look
     _call(lib.crypto_box_easy_afternm, plains, lengths, prefix, nonces, key)
     ends = map(add, _starts, map(_MAC_BYTES.__add__, lengths))
     return list(map(_buffer.__getitem__, map(slice, _starts, ends)))
@@ -95,3 +93,45 @@ def _call(
     if not len(whole) == len(texts) <= BATCH:
         raise ValueError("other nonces than texts, or too many")
     return sum(map(function, _places, texts, lengths, whole, repeat(key))) != 0
+
+
+def seal_in_place(message: bytearray, at: int, nonce: bytes, key: bytes) -> None:
+    """
+    Make a box of the end of a message.
+
+    Args:
+        message: What goes before the box, 16 bytes of room, and the text.
+        at: Where the box begins.
+        nonce: 24 bytes.
+        key: The shared key.
+
+    """
+    box = _box_in(message, at, nonce, key)
+    lib.crypto_box_easy_afternm(box, box + _MAC_BYTES, len(message) - at - _MAC_BYTES, nonce, key)
+
+
+def open_in_place(message: bytearray | memoryview, at: int, nonce: bytes, key: bytes) -> bool:
+    """
+    Open the box at the end of a message.
+
+    Args:
+        message: What goes before the box, and the box; then, 16 bytes later, the text. It can
+            be written.
+        at: Where the box begins.
+        nonce: 24 bytes.
+        key: The shared key.
+
+    Returns:
+        Whether the box is what it should be; if not, nothing is changed.
+
+    """
+    box = _box_in(message, at, nonce, key)
+    size = len(message) - at
+    return not lib.crypto_box_open_easy_afternm(box + _MAC_BYTES, box, size, nonce, key)
+
+
+def _box_in(message: bytearray | memoryview, at: int, nonce: bytes, key: bytes) -> Any:
+    # C does not look.
+    if len(message) - at < _MAC_BYTES or len(nonce) != _NONCE_BYTES or len(key) != _KEY_BYTES:
+        raise ValueError("a box, a nonce or a key of another size")
+    return ffi.from_buffer("unsigned char[]", message, require_writable=True) + at

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from zmqpush.core.zmtp import greeting, metadata
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
-from zmqpush.core.zmtp.frames import COMMAND, PART_OVERHEAD, Body, FrameReader, frame_size
+from zmqpush.core.zmtp.frames import COMMAND, PART_OVERHEAD, Body, FrameReader, Sealed, frame_size
 from zmqpush.core.zmtp.mechanism import Mechanism
 from zmqpush.core.zmtp.metadata import V2_TYPES, SocketType, printable
 
@@ -113,11 +113,11 @@ class Connection:
             self._pong = b""
         return output
 
-    def encode_messages(self, bodies: Sequence[bytes]) -> list[bytes]:
+    def encode_messages(self, bodies: Sequence[bytes]) -> list[Sealed]:
         """Return buffers with a message of one frame for each body."""
         return self._mechanism.encode_messages(bodies)
 
-    def encode_parts(self, bodies: Sequence[bytes]) -> list[bytes]:
+    def encode_parts(self, bodies: Sequence[bytes]) -> list[Sealed]:
         """Return buffers with one message, whose parts are the bodies; there is one at least."""
         return self._mechanism.encode_parts(bodies)
 

@@ -25,9 +25,16 @@ from nacl.bindings import (
 from nacl.exceptions import CryptoError
 
 from zmqpush.core.zmtp import frames
-from zmqpush.core.zmtp.boxes import BATCH, open_all, seal
+from zmqpush.core.zmtp.boxes import (
+    BATCH,
+    MAX_TEXT_BYTES,
+    open_all,
+    open_in_place,
+    seal,
+    seal_in_place,
+)
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
-from zmqpush.core.zmtp.frames import COMMAND, MORE, Body
+from zmqpush.core.zmtp.frames import COMMAND, MORE, Body, Sealed
 from zmqpush.core.zmtp.mechanism import read_command
 
 KEY_BYTES = 32
@@ -39,6 +46,7 @@ _VERSION = b"\x01\x00"
 _PADDING = bytes(72)
 _SIGNED = bytes(64)
 _NO_NONCE = bytes(_NONCE_BYTES)
+_NO_MAC = bytes(_MAC_BYTES)
 
 _HELLO = b"\x05HELLO"
 _WELCOME = b"\x07WELCOME"
@@ -107,10 +115,10 @@ class _Curve:
         self._counter = count(1)
         self._last_nonce = _NO_NONCE
 
-    def encode_messages(self, bodies: Sequence[bytes]) -> list[bytes]:
-        return frames.encode_messages(self._seal(repeat(b"\0"), bodies))
+    def encode_messages(self, bodies: Sequence[bytes]) -> list[Sealed]:
+        return frames.encode_messages(self._seal(repeat(b"\0", len(bodies)), bodies))
 
-    def encode_parts(self, bodies: Sequence[bytes]) -> list[bytes]:
+    def encode_parts(self, bodies: Sequence[bytes]) -> list[Sealed]:
         # MORE is in the boxes, where nobody can change it.
         flags = chain(repeat(b"\1", len(bodies) - 1), (b"\0",))
         return frames.encode_messages(self._seal(flags, bodies))
@@ -158,13 +166,15 @@ class _Curve:
         if len(body) < _MIN_MESSAGE or body[: len(_MESSAGE)] != _MESSAGE:
             raise ZmtpError(Fault.PROTOCOL, "a frame that is no MESSAGE")
         nonce = self._check_nonce(body, len(_MESSAGE))
-        box = bytes(body[_BODY_AT:])
-        plain = _open_afternm(box, self._theirs + nonce, self._shared, Fault.PROTOCOL)
+        is_ours = isinstance(body, memoryview) and not body.readonly
+        message = memoryview(body if is_ours else bytearray(body))
+        if not open_in_place(message, _BODY_AT, self._theirs + nonce, self._shared):
+            raise _changed(Fault.PROTOCOL)
         self._last_nonce = nonce
+        plain = message[_BODY_AT + _MAC_BYTES :]
         if (flag := _FLAGS.get(plain[0])) is None:
             raise ZmtpError(Fault.PROTOCOL, f"a message with the flags {plain[0]:#04x}")
-        is_long = views and len(plain) > _COPY_BYTES
-        return flag, memoryview(plain)[1:] if is_long else plain[1:]
+        return flag, plain[1:] if views and len(plain) > _COPY_BYTES else bytes(plain[1:])
 
     def _next_nonce(self) -> bytes:
         return next(self._counter).to_bytes(_NONCE_BYTES)
@@ -175,19 +185,25 @@ class _Curve:
             raise ZmtpError(Fault.PROTOCOL, "a frame that came before")
         return nonce
 
-    def _seal(self, flags: Iterable[bytes], bodies: Sequence[bytes]) -> list[bytes]:
-        plains = list(map(add, flags, bodies))
-        sealed: list[bytes] = []
-        for start in range(0, len(plains), BATCH):
-            some = plains[start : start + BATCH]
+    def _seal(self, flags: Iterable[bytes], bodies: Sequence[bytes]) -> list[Sealed]:
+        marks = list(flags)
+        sealed: list[Sealed] = []
+        for start in range(0, len(bodies), BATCH):
+            some = bodies[start : start + BATCH]
+            marked = marks[start : start + BATCH]
             numbers = islice(self._counter, len(some))
             nonces = list(map(_to_bytes, numbers, repeat(_NONCE_BYTES), repeat("big")))
-            boxes = seal(some, self._ours, nonces, self._shared) or [
-                crypto_box_easy_afternm(plain, self._ours + nonce, self._shared)
-                for plain, nonce in zip(some, nonces, strict=True)
-            ]
-            sealed += map(b"".join, zip(repeat(_MESSAGE), nonces, boxes))
+            if max(map(len, some)) < MAX_TEXT_BYTES:
+                boxes = seal(list(map(add, marked, some)), self._ours, nonces, self._shared)
+                sealed += map(b"".join, zip(repeat(_MESSAGE), nonces, boxes))
+            else:
+                sealed += map(self._seal_long, marked, some, nonces)
         return sealed
+
+    def _seal_long(self, flag: bytes, body: bytes, nonce: bytes) -> bytearray:
+        message = bytearray().join((_MESSAGE, nonce, _NO_MAC, flag, body))
+        seal_in_place(message, _BODY_AT, self._ours + nonce, self._shared)
+        return message
 
 
 class CurveClient(_Curve):
@@ -355,5 +371,9 @@ def _open(box: bytes, nonce: bytes, public: bytes, secret: bytes) -> bytes:
 def _open_afternm(box: bytes, nonce: bytes, shared: bytes, fault: Fault) -> bytes:
     try:
         return crypto_box_open_easy_afternm(box, nonce, shared)
-    except _REFUSED:
-        raise ZmtpError(fault, "a frame that was changed on the way") from None
+    except _REFUSED as exc:
+        raise _changed(fault) from exc
+
+
+def _changed(fault: Fault) -> ZmtpError:
+    return ZmtpError(fault, "a frame that was changed on the way")

@@ -30,6 +30,8 @@ _GROWTH = 4
 _COPY_BYTES = 8 << 10
 
 Body = bytes | memoryview
+# What is sent; it does not change any more.
+Sealed = bytes | bytearray
 
 
 class _Prefixes(dict[int, bytes]):
@@ -67,14 +69,14 @@ def encode_command(body: bytes) -> bytes:
     return _prefix(COMMAND, len(body)) + body
 
 
-def encode_messages(bodies: Sequence[bytes]) -> list[bytes]:
+def encode_messages(bodies: Sequence[Sealed]) -> list[Sealed]:
     """Return buffers with a message of one frame for each body."""
     if len(bodies) == 1:
         return [_last(len(bodies[0])), bodies[0]]
     return [_join(map(_last, map(len, bodies)), bodies)]
 
 
-def encode_parts(bodies: Sequence[bytes]) -> list[bytes]:
+def encode_parts(bodies: Sequence[Sealed]) -> list[Sealed]:
     """Return buffers with one message, whose parts are the bodies, of which there is one."""
     if len(bodies) == 1:
         return encode_messages(bodies)
@@ -82,7 +84,7 @@ def encode_parts(bodies: Sequence[bytes]) -> list[bytes]:
     return [_join(prefixes, bodies)]
 
 
-def _join(prefixes: Iterable[bytes], bodies: Iterable[bytes]) -> bytes:
+def _join(prefixes: Iterable[bytes], bodies: Iterable[Sealed]) -> bytes:
     return b"".join(chain.from_iterable(zip(prefixes, bodies, strict=True)))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
-from zmqpush.core.zmtp.frames import COMMAND, LONG, Body
+from zmqpush.core.zmtp.frames import COMMAND, LONG, Body, Sealed
 from zmqpush.core.zmtp.metadata import printable
 
 # Far more than the metadata of any peer, in bytes.
@@ -49,10 +49,10 @@ class Mechanism(Protocol):
 
         """
 
-    def encode_messages(self, bodies: Sequence[bytes]) -> list[bytes]:
+    def encode_messages(self, bodies: Sequence[bytes]) -> list[Sealed]:
         """Return buffers with a message of one frame for each body."""
 
-    def encode_parts(self, bodies: Sequence[bytes]) -> list[bytes]:
+    def encode_parts(self, bodies: Sequence[bytes]) -> list[Sealed]:
         """Return buffers with one message, whose parts are the bodies, of which there is one."""
 
     def encode_command(self, body: bytes) -> bytes:
