@@ -12,7 +12,6 @@ import zlib
 import pytest
 
 import test_pull
-from helpers import wait_until
 from spools import (
     FORMER_MARK,
     HEADER_BYTES,
