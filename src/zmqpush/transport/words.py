@@ -42,7 +42,8 @@ class Words:
     def __init__(self, socket_type: SocketType, guard: Guard) -> None:
         self._type = socket_type
         self._guard = guard
-        self._mute: dict[str, int] = {}  # how often in a row, by endpoint
+        # By endpoint: after how many of our steps a peer closed in silence, how often in a row.
+        self._mute: dict[str, tuple[int, int]] = {}
         self._waiting_since: float | None = None
         if socket_type is SocketType.PULL:
             self._waiting_since = time.monotonic()
@@ -79,10 +80,13 @@ class Words:
         elif isinstance(why, HandshakeTimeoutError):
             text = f"{endpoint} says nothing: is it a ZeroMQ peer?"
         else:
-            self._mute[endpoint] = self._mute.get(endpoint, 0) + 1
-            if self._mute[endpoint] < _MUTE_FAILURES:
+            said = channel.connection.said
+            before, times = self._mute.get(endpoint, (said, 0))
+            times = times + 1 if said == before else 1
+            self._mute[endpoint] = said, times
+            if times < _MUTE_FAILURES:
                 return
-            text = self._of_mute_server(endpoint, channel.connection.said)
+            text = self._of_mute_server(endpoint, said)
         self._guard.explain(endpoint, text, said=True)
         self._guard.complaints.warn(text)
 
