@@ -22,10 +22,11 @@ import pytest
 import zmq
 
 import test_curve
+import test_keys_interop
 from helpers import PATIENCE, SUMMARY, ZMQPULL, ZMQPUSH, losses, push, sent, wait_until
 from implementations.peer import encode_message, read_messages
 from proxy import Proxy
-from rsyslogs import Rsyslogd, needs_module, needs_rsyslogd, numbers
+from rsyslogs import needs_module, needs_rsyslogd, numbers
 from test_curve import feed, free_endpoint
 from zmqpush.keys import read_pair
 
@@ -451,11 +452,7 @@ WHERE = {"bind": "@", "connect": ">"}
 SHORT = [text for text in TEXTS if len(text) < 8000]  # as rsyslog's messages are
 
 
-@pytest.fixture
-def rsyslog(start, tmp_path):
-    daemon = Rsyslogd(start, tmp_path)
-    yield daemon
-    daemon.clean_up()
+rsyslog = test_keys_interop.rsyslog
 
 
 @needs_rsyslogd

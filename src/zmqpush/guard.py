@@ -48,7 +48,9 @@ class Guard:
             resource.setrlimit(
                 resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
             )
-            import zmqpush.core.zmtp.curve  # noqa: F401 - not when descriptors have run out
+            from zmqpush.core.zmtp.curve import Keys  # sooner without keys
+
+            self._keys = Keys(decode(self._pair.public), decode(self._pair.secret))
         server_keys = [find_public(text)[0] for text in security.server_keys]
         if len(server_keys) == 1:  # one for all
             server_keys *= len(connect)
@@ -120,12 +122,11 @@ class Guard:
         """Return how a connection is to be encrypted: at an endpoint, with a peer's address."""
         if self._pair is None:
             return Null(binds=binds)
-        from zmqpush.core.zmtp.curve import CurveClient, CurveServer, Keys  # sooner without keys
+        from zmqpush.core.zmtp.curve import CurveClient, CurveServer
 
-        keys = Keys(decode(self._pair.public), decode(self._pair.secret))
         if binds:
-            return CurveServer(keys, lambda key: self._admit(encode(key), peer))
-        return CurveClient(keys, decode(self._server_keys[endpoint]))
+            return CurveServer(self._keys, lambda key: self._admit(encode(key), peer))
+        return CurveClient(self._keys, decode(self._server_keys[endpoint]))
 
     def _admit(self, key: str, address: str) -> bool:
         if self.admits(key):

@@ -74,7 +74,7 @@ class Words:
         """Report why a connection that we made has ended."""
         endpoint = channel.endpoint
         if isinstance(why, ZmtpError):
-            text = self._of_server(endpoint, why)
+            text = _internal(why) or self._of_server(endpoint, why)
         elif was_ready:
             return
         elif isinstance(why, HandshakeTimeoutError):
@@ -93,8 +93,6 @@ class Words:
     def _of_server(self, endpoint: str, error: ZmtpError) -> str:
         encrypts = self._guard.encrypts
         match error.fault:
-            case Fault.INTERNAL:
-                return f"internal error, please report it: {error.__cause__!r}"
             case Fault.NOT_ZMTP:
                 return f"{endpoint} does not speak ZMTP 3 (is it an HTTP or ssh server?)"
             case Fault.MECHANISM if encrypts:
@@ -128,16 +126,15 @@ class Words:
             if why.fault is not Fault.NOT_ADMITTED:  # the guard has said it
                 is_stranger = why.fault in (Fault.NOT_ZMTP, Fault.VERSION)
                 kind = "stranger" if is_stranger else why.fault
-                self._warn(self._of_client(endpoint, peer, why), f"{endpoint} {kind}")
+                text = _internal(why) or self._of_client(endpoint, peer, why)
+                self._guard.complaints.warn(text, f"{endpoint} {kind}")
         elif isinstance(why, HandshakeTimeoutError):
             text = f"{peer} connects to {endpoint}, and does not say what it is"
-            self._warn(text, f"{endpoint} timeout")
+            self._guard.complaints.warn(text, f"{endpoint} timeout")
 
     def _of_client(self, endpoint: str, peer: str, error: ZmtpError) -> str:
         who = f"{peer}, which connects to {endpoint},"
         match error.fault:
-            case Fault.INTERNAL:
-                return f"internal error, please report it: {error.__cause__!r}"
             case Fault.NOT_ZMTP | Fault.VERSION:
                 return (
                     f"something that does not speak ZMTP 3 connects to {endpoint}: {peer}: {error}"
@@ -153,5 +150,9 @@ class Words:
             case _:
                 return f"cut off {peer}, which connects to {endpoint}: {error}"
 
-    def _warn(self, text: str, kind: str) -> None:
-        self._guard.complaints.warn(text, kind)
+
+def _internal(error: ZmtpError) -> str:
+    """Return what to say of an error of ours; nothing if it is the peer's."""
+    if error.fault is not Fault.INTERNAL:
+        return ""
+    return f"internal error, please report it: {error.__cause__!r}"

@@ -7,8 +7,8 @@ random and not made of C' and s', so one that was recorded on another connection
 refused.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from itertools import chain, count, islice, repeat
+from collections.abc import Callable, Generator, Sequence
+from itertools import count, islice, repeat
 from operator import add, lt
 from typing import NamedTuple
 
@@ -116,15 +116,15 @@ class _Curve:
         self._last_nonce = _NO_NONCE
 
     def encode_messages(self, bodies: Sequence[bytes]) -> list[Sealed]:
-        return frames.encode_messages(self._seal(repeat(b"\0", len(bodies)), bodies))
+        return frames.encode_messages(self._seal([b"\0"] * len(bodies), bodies))
 
     def encode_parts(self, bodies: Sequence[bytes]) -> list[Sealed]:
         # MORE is in the boxes, where nobody can change it.
-        flags = chain(repeat(b"\1", len(bodies) - 1), (b"\0",))
+        flags = [b"\1"] * (len(bodies) - 1) + [b"\0"]
         return frames.encode_messages(self._seal(flags, bodies))
 
     def encode_command(self, body: bytes) -> bytes:
-        return b"".join(frames.encode_messages(self._seal((b"\2",), (body,))))
+        return b"".join(frames.encode_messages(self._seal([b"\2"], [body])))
 
     def open(self, flags: bytearray, bodies: list[Body], *, views: bool) -> None:
         at = 0
@@ -154,11 +154,11 @@ class _Curve:
         boxes = [body[_BODY_AT:] for body in short]
         if (opened := open_all(boxes, self._theirs, nonces, self._shared)) is None:
             return None
-        flags, bodies_ = opened
+        flags, texts = opened
         if flags.strip(_KNOWN_FLAGS):
             return None
         self._last_nonce = nonces[-1]
-        return flags.translate(_TO_OUTER), bodies_
+        return flags.translate(_TO_OUTER), texts
 
     def _open(self, outer: int, body: Body, views: bool) -> tuple[int, Body]:
         if outer:  # MORE and COMMAND are in the boxes: in the clear they are nobody's word
@@ -185,19 +185,18 @@ class _Curve:
             raise ZmtpError(Fault.PROTOCOL, "a frame that came before")
         return nonce
 
-    def _seal(self, flags: Iterable[bytes], bodies: Sequence[bytes]) -> list[Sealed]:
-        marks = list(flags)
+    def _seal(self, flags: Sequence[bytes], bodies: Sequence[bytes]) -> list[Sealed]:
         sealed: list[Sealed] = []
         for start in range(0, len(bodies), BATCH):
             some = bodies[start : start + BATCH]
-            marked = marks[start : start + BATCH]
+            marks = flags[start : start + BATCH]
             numbers = islice(self._counter, len(some))
             nonces = list(map(_to_bytes, numbers, repeat(_NONCE_BYTES), repeat("big")))
             if max(map(len, some)) < MAX_TEXT_BYTES:
-                boxes = seal(list(map(add, marked, some)), self._ours, nonces, self._shared)
+                boxes = seal(list(map(add, marks, some)), self._ours, nonces, self._shared)
                 sealed += map(b"".join, zip(repeat(_MESSAGE), nonces, boxes))
             else:
-                sealed += map(self._seal_long, marked, some, nonces)
+                sealed += map(self._seal_long, marks, some, nonces)
         return sealed
 
     def _seal_long(self, flag: bytes, body: bytes, nonce: bytes) -> bytearray:
