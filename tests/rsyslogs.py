@@ -1,5 +1,6 @@
 """A real rsyslogd with the configuration of ``contrib/rsyslog``, its senders, and an oracle."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -234,15 +235,14 @@ class Rsyslogd:
         self._child.wait(PATIENCE)
 
     def kill_senders(self) -> int:
-        """Kill all processes of zmqpush that live; return how many."""
-        killed = 0
+        """Kill all processes of zmqpush that live, and wait for their ends; return how many."""
+        killed = set()
         for pid in self.senders():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            killed += 1
-        return killed
+                killed.add(pid)
+        wait_until(lambda: killed.isdisjoint(self.senders()))
+        return len(killed)
 
     def clean_up(self) -> None:
         """End what is left."""
