@@ -19,7 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zmq.utils import z85
 
-from helpers import BIN, NOBODY, PATIENCE, ZMQKEYS, ZMQPULL, ZMQPUSH, wait_until, words
+from helpers import (
+    BIN,
+    NOBODY,
+    PATIENCE,
+    ZMQKEYS,
+    ZMQPULL,
+    ZMQPUSH,
+    wait_until,
+    wait_until_ready,
+    words,
+)
 from manager import manager
 from zmqpush.errors import KeyFileError
 from zmqpush.key_lists import Admitted, editing, read_admitted
@@ -515,7 +525,8 @@ def test_a_secret_is_never_shown(pair, start, tmp_path):
         start(*push[:-1], 60, "--key", pair, "--server-key", KEY),
         start(*pull, "--allow", "any"),
     ]
-    wait_until(lambda: all(b"SigCgt" in proc(child, "status") for child in running))
+    for child in running:
+        wait_until_ready(child)
     seen = [proc(child, name) for child in running for name in ("cmdline", "environ")]
 
     assert any(b"zmqpush" in text for text in seen)

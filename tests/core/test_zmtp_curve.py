@@ -386,7 +386,7 @@ def test_a_box_without_flags_is_refused(direction):
     link = ready_link()
     sender, receiver = ends(link, direction)
     mechanism = sender._mechanism
-    nonce = mechanism._next_nonce()
+    nonce = mechanism._next_nonces()
     box = crypto_box_easy_afternm(b"", mechanism._ours + nonce, mechanism._shared)
     link.pass_on(sender, frame(b"\7MESSAGE" + nonce + box))
 

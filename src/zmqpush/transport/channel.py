@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Protocol
 
 from zmqpush.core.zmtp.connection import Connection
-from zmqpush.core.zmtp.frames import Body, Sealed
+from zmqpush.core.zmtp.frames import Body, Sealed, Unsealed
 from zmqpush.descriptors import pending_bytes
 
 # What is read at once, in bytes, if no long frame has a buffer of its own.
@@ -83,8 +83,10 @@ class Channel:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._unsent: deque[Sealed | memoryview] = deque()
+        # What is sent after that: what is being encrypted, and what comes after it.
+        self._sealing: deque[tuple[Sealed, asyncio.Future[None] | None]] = deque()
         self._unsent_bytes = 0
-        self._is_reading = self._is_writing = self._is_ending = False
+        self._is_reading = self._is_writing = self._is_late = self._is_ending = False
         self._ready = False
         self.peer = _name(sock, endpoint)
         self.endpoint = endpoint
@@ -173,14 +175,30 @@ class Channel:
             self._owner.on_parts(self, parts, size)
         if connection.failure:
             self.close(connection.failure)
-        elif not self._unsent:
+        elif not self._unsent_bytes:
             self._write_output()
         return True
 
-    def send(self, buffers: Sequence[Sealed]) -> None:
-        """Send whole messages, now or when the kernel takes more."""
-        self._unsent.extend(buffers)
+    def send(self, buffers: Sequence[Sealed | Unsealed]) -> None:
+        """Send whole messages, now, when they are encrypted or when the kernel takes more."""
         self._unsent_bytes += sum(map(len, buffers))
+        for buffer in buffers:
+            if isinstance(buffer, Unsealed):
+                sealing = self._loop.run_in_executor(None, buffer.seal)
+                self._sealing.append((buffer.message, sealing))
+                sealing.add_done_callback(self._on_sealed)
+            elif self._sealing:
+                self._sealing.append((buffer, None))
+            else:
+                self._unsent.append(buffer)
+        if not self._is_writing:
+            self._write()
+
+    def _on_sealed(self, sealed: "asyncio.Future[None]") -> None:
+        sealed.result()
+        sealing = self._sealing
+        while sealing and (sealing[0][1] is None or sealing[0][1].done()):
+            self._unsent.append(sealing.popleft()[0])
         if not self._is_writing:
             self._write()
 
@@ -210,14 +228,18 @@ class Channel:
             return
         if unsent:
             if not self._is_writing:
-                self._is_writing = True
+                self._is_writing = self._is_late = True
                 self._loop.add_writer(self._sock, self._write)
             return
         if self._is_writing:
             self._is_writing = False
             self._loop.remove_writer(self._sock)
+        if self._sealing:
+            self._is_late = True
+        elif self._is_late:
+            self._is_late = False
             self._owner.on_sent(self)
-            if self._unsent or self.closed:  # by its owner, which had more to send
+            if self._unsent_bytes or self.closed:  # by its owner, which had more to send
                 return
             self._write_output()  # a PONG has waited for the end of a message
             if self._is_ending:
@@ -228,7 +250,7 @@ class Channel:
         self._is_ending = True
         if not self._ready:
             self.close()
-        elif not self._unsent:
+        elif not self._unsent_bytes:
             self._shut()
 
     def _shut(self) -> None:

@@ -50,7 +50,7 @@ class DealerSocket(InboundLink):
     def send(self, frame: bytes) -> bool:
         """Send a frame; whether there is a connection."""
         if self._channel:
-            self._channel.send(self._channel.connection.encode_messages((frame,)))
+            self._channel.send(self._channel.connection.encode_message(frame))
         return self.connected
 
     def receive(self) -> list[bytes]:

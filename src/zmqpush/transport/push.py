@@ -1,12 +1,14 @@
 """A PUSH socket: plain delivery, the sender's end."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 from zmqpush.core.envelope import Payload
 from zmqpush.core.framing import Framing, to_frames
 from zmqpush.core.zmtp.connection import Limits
+from zmqpush.core.zmtp.frames import Sealed, Unsealed
 from zmqpush.core.zmtp.metadata import SocketType
 from zmqpush.guard import Guard
 from zmqpush.settings import Endpoints
@@ -129,7 +131,10 @@ class PushSocket(Link):
     def _give(self, block: _Block) -> None:
         channel = self._idle.popleft()
         connection = channel.connection
-        if self._framing is Framing.SINGLE:
+        buffers: Sequence[Sealed | Unsealed]
+        if len(block.frames) == 1:
+            buffers = connection.encode_message(block.frames[0])
+        elif self._framing is Framing.SINGLE:
             buffers = connection.encode_messages(block.frames)
         else:
             buffers = connection.encode_parts(block.frames)

@@ -81,5 +81,5 @@ class RouterSocket(InboundLink):
         if (channel := self._peers.get(peer)) is None:
             return False
         if channel.unsent < _MAX_UNSENT_BYTES:
-            channel.send(channel.connection.encode_messages((frame,)))
+            channel.send(channel.connection.encode_message(frame))
         return not channel.closed

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 from zmqpush.core.zmtp import greeting, metadata
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
-from zmqpush.core.zmtp.frames import COMMAND, PART_OVERHEAD, Body, FrameReader, Sealed, frame_size
+from zmqpush.core.zmtp.frames import (
+    COMMAND,
+    PART_OVERHEAD,
+    Body,
+    FrameReader,
+    Sealed,
+    Unsealed,
+    frame_size,
+)
 from zmqpush.core.zmtp.mechanism import Mechanism
 from zmqpush.core.zmtp.metadata import V2_TYPES, SocketType, printable
 
@@ -112,6 +120,10 @@ class Connection:
             output += self._mechanism.encode_command(self._pong)
             self._pong = b""
         return output
+
+    def encode_message(self, body: bytes) -> list[Sealed | Unsealed]:
+        """Return buffers with a message of one frame; of a long one not all may be encrypted."""
+        return self._mechanism.encode_message(body)
 
     def encode_messages(self, bodies: Sequence[bytes]) -> list[Sealed]:
         """Return buffers with a message of one frame for each body."""

@@ -8,9 +8,10 @@ refused.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from itertools import count, islice, repeat
+from functools import partial
 from operator import add, lt
-from typing import NamedTuple
+from struct import pack
+from typing import NamedTuple, cast
 
 from nacl.bindings import (
     crypto_box_beforenm,
@@ -34,7 +35,7 @@ from zmqpush.core.zmtp.boxes import (
     seal_in_place,
 )
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
-from zmqpush.core.zmtp.frames import COMMAND, MORE, Body, Sealed
+from zmqpush.core.zmtp.frames import COMMAND, MORE, Body, Sealed, Unsealed
 from zmqpush.core.zmtp.mechanism import read_command
 
 KEY_BYTES = 32
@@ -78,10 +79,11 @@ _INNER_MORE = 1
 _INNER_COMMAND = 2
 _FLAGS = {0: 0, _INNER_MORE: MORE, _INNER_COMMAND: COMMAND}
 _KNOWN_FLAGS = bytes(_FLAGS)
-_to_bytes: Callable[..., bytes] = int.to_bytes
 _TO_OUTER = bytes.maketrans(_KNOWN_FLAGS, bytes(_FLAGS.values()))
 # What is longer is not copied out of what was decrypted, in bytes.
 _COPY_BYTES = 8 << 10
+# What is longer a thread may encrypt: for less, to hand it over costs more than it saves. In bytes.
+_DEFERRED_BYTES = 256 << 10
 
 
 class Keys(NamedTuple):
@@ -112,8 +114,13 @@ class _Curve:
         self.key: bytes | None = None
         self._ours, self._theirs = ours, theirs
         self._shared = b""
-        self._counter = count(1)
+        self._sent = 0
         self._last_nonce = _NO_NONCE
+
+    def encode_message(self, body: bytes) -> list[Sealed | Unsealed]:
+        if len(body) < _DEFERRED_BYTES:
+            return frames.encode_message(*self._seal([b"\0"], [body]))
+        return frames.encode_message(self._prepare(b"\0", body, self._next_nonces()))
 
     def encode_messages(self, bodies: Sequence[bytes]) -> list[Sealed]:
         return frames.encode_messages(self._seal([b"\0"] * len(bodies), bodies))
@@ -143,21 +150,24 @@ class _Curve:
 
     def _open_short(self, outer: bytearray, bodies: list[Body]) -> tuple[bytes, list[bytes]] | None:
         """Do as :meth:`_open`, for frames that are all short and good; None if one is not."""
-        short = [body for body in bodies if type(body) is bytes and len(body) >= _MIN_MESSAGE]
-        if len(short) < len(bodies) or outer.strip(b"\0"):
+        if outer.strip(b"\0") or {*map(type, bodies)} != {bytes}:
             return None
-        if not all(map(bytes.startswith, short, repeat(_MESSAGE))):
+        short = cast("list[bytes]", bodies)
+        if min(map(len, short)) < _MIN_MESSAGE:
             return None
-        nonces = [body[len(_MESSAGE) : _BODY_AT] for body in short]
-        if not all(map(lt, [self._last_nonce, *nonces], nonces)):
+        heads = [body[:_BODY_AT] for body in short]
+        # What lies between two that begin with MESSAGE does so, too.
+        last = _MESSAGE + self._last_nonce
+        if not heads[-1].startswith(_MESSAGE) or not all(map(lt, [last, *heads], heads)):
             return None
+        nonces = bytes(memoryview(b"".join(heads)).cast("Q")[1::2])
         boxes = [body[_BODY_AT:] for body in short]
         if (opened := open_all(boxes, self._theirs, nonces, self._shared)) is None:
             return None
         flags, texts = opened
         if flags.strip(_KNOWN_FLAGS):
             return None
-        self._last_nonce = nonces[-1]
+        self._last_nonce = nonces[-_NONCE_BYTES:]
         return flags.translate(_TO_OUTER), texts
 
     def _open(self, outer: int, body: Body, views: bool) -> tuple[int, Body]:
@@ -176,8 +186,10 @@ class _Curve:
             raise ZmtpError(Fault.PROTOCOL, f"a message with the flags {plain[0]:#04x}")
         return flag, plain[1:] if views and len(plain) > _COPY_BYTES else bytes(plain[1:])
 
-    def _next_nonce(self) -> bytes:
-        return next(self._counter).to_bytes(_NONCE_BYTES)
+    def _next_nonces(self, number: int = 1) -> bytes:
+        first = self._sent + 1
+        self._sent += number
+        return pack(f">{number}Q", *range(first, first + number))
 
     def _check_nonce(self, command: Body, at: int) -> bytes:
         nonce = bytes(command[at : at + _NONCE_BYTES])
@@ -190,19 +202,25 @@ class _Curve:
         for start in range(0, len(bodies), BATCH):
             some = bodies[start : start + BATCH]
             marks = flags[start : start + BATCH]
-            numbers = islice(self._counter, len(some))
-            nonces = list(map(_to_bytes, numbers, repeat(_NONCE_BYTES), repeat("big")))
+            nonces = self._next_nonces(len(some))
             if max(map(len, some)) < MAX_TEXT_BYTES:
-                boxes = seal(list(map(add, marks, some)), self._ours, nonces, self._shared)
-                sealed += map(b"".join, zip(repeat(_MESSAGE), nonces, boxes))
+                plains = list(map(add, marks, some))
+                sealed += seal(_MESSAGE, plains, self._ours, nonces, self._shared)
             else:
-                sealed += map(self._seal_long, marks, some, nonces)
+                places = range(0, len(nonces), _NONCE_BYTES)
+                each = [nonces[at : at + _NONCE_BYTES] for at in places]
+                sealed += map(self._seal_long, marks, some, each)
         return sealed
 
     def _seal_long(self, flag: bytes, body: bytes, nonce: bytes) -> bytearray:
+        unsealed = self._prepare(flag, body, nonce)
+        unsealed.seal()
+        return unsealed.message
+
+    def _prepare(self, flag: bytes, body: bytes, nonce: bytes) -> Unsealed:
         message = bytearray().join((_MESSAGE, nonce, _NO_MAC, flag, body))
-        seal_in_place(message, _BODY_AT, self._ours + nonce, self._shared)
-        return message
+        whole = self._ours + nonce
+        return Unsealed(message, partial(seal_in_place, message, _BODY_AT, whole, self._shared))
 
 
 class CurveClient(_Curve):
@@ -225,7 +243,7 @@ class CurveClient(_Curve):
     ) -> Generator[int, bytes, None]:
         """Send HELLO and INITIATE."""
         public, secret = crypto_box_keypair()  # C', c'
-        nonce = self._next_nonce()
+        nonce = self._next_nonces()
         signature = _box(_SIGNED, _HELLO_NONCE + nonce, self._server_key, secret)
         hello = (_HELLO, _VERSION, _PADDING, public, nonce, signature)
         write(frames.encode_command(b"".join(hello)))
@@ -243,7 +261,7 @@ class CurveClient(_Curve):
         vouch = _box(
             public + self._server_key, _VOUCH_NONCE + long_nonce, short_key, self._keys.secret
         )
-        nonce = self._next_nonce()
+        nonce = self._next_nonces()
         box = crypto_box_easy_afternm(
             b"".join((self._keys.public, long_nonce, vouch, metadata)),
             _INITIATE_NONCE + nonce,
@@ -322,7 +340,7 @@ class CurveServer(_Curve):
         check(opened[_VOUCH_END:])
         self.key = long_term_key
 
-        nonce = self._next_nonce()
+        nonce = self._next_nonces()
         box = crypto_box_easy_afternm(metadata, _READY_NONCE + nonce, self._shared)
         write(frames.encode_command(b"".join((_READY, nonce, box))))
 

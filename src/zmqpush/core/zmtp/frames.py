@@ -9,7 +9,7 @@ A body is sliced out of what came, in a loop with a bound in each of its lines. 
 what has come, not the size that a peer claims: it is four times as much at most.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
@@ -32,6 +32,26 @@ _COPY_BYTES = 8 << 10
 Body = bytes | memoryview
 # What is sent; it does not change any more.
 Sealed = bytes | bytearray
+
+
+class Unsealed:
+    """
+    What is sent once it is encrypted, which takes time: a thread may do it.
+
+    Args:
+        message: What is sent.
+        encrypt: Encrypts it, in place.
+
+    """
+
+    __slots__ = ("message", "seal")
+
+    def __init__(self, message: bytearray, encrypt: Callable[[], None]) -> None:
+        self.message = message
+        self.seal = encrypt
+
+    def __len__(self) -> int:
+        return len(self.message)
 
 
 class _Prefixes(dict[int, bytes]):
@@ -67,6 +87,11 @@ def frame_size(size: int) -> int:
 def encode_command(body: bytes) -> bytes:
     """Return a command's frame."""
     return _prefix(COMMAND, len(body)) + body
+
+
+def encode_message(body: Sealed | Unsealed) -> list[Sealed | Unsealed]:
+    """Return buffers with a message of one frame."""
+    return [_last(len(body)), body]
 
 
 def encode_messages(bodies: Sequence[Sealed]) -> list[Sealed]:

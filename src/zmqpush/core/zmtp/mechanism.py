@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
-from zmqpush.core.zmtp.frames import COMMAND, LONG, Body, Sealed
+from zmqpush.core.zmtp.frames import COMMAND, LONG, Body, Sealed, Unsealed
 from zmqpush.core.zmtp.metadata import printable
 
 # Far more than the metadata of any peer, in bytes.
@@ -48,6 +48,9 @@ class Mechanism(Protocol):
             ZmtpError: If the peer is to be refused.
 
         """
+
+    def encode_message(self, body: bytes) -> list[Sealed | Unsealed]:
+        """Return buffers with a message of one frame; of a long one not all may be encrypted."""
 
     def encode_messages(self, bodies: Sequence[bytes]) -> list[Sealed]:
         """Return buffers with a message of one frame for each body."""

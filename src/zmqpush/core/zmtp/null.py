@@ -21,6 +21,7 @@ class Null:
     name = b"NULL"
     overhead = 0
     key: bytes | None = None
+    encode_message: ClassVar = staticmethod(frames.encode_message)
     encode_messages: ClassVar = staticmethod(frames.encode_messages)
     encode_parts: ClassVar = staticmethod(frames.encode_parts)
     encode_command: ClassVar = staticmethod(frames.encode_command)
