@@ -1,7 +1,7 @@
 """
 Have a thousand senders ship to one zmqpull at once: is each of them served, and how evenly.
 
-Usage: python bench/senders.py [--senders N] [--blocks N] [--nofile N] [--smoke]
+Usage: python bench/senders.py [--senders N] [--blocks N] [--key] [--nofile N] [--smoke]
        python bench/senders.py --one-line [--senders 200] [--seconds N]
 
 Each sender is a DEALER socket and the state machine of zmqpush itself, with its blocks in
@@ -53,6 +53,7 @@ from zmqpush.core.frames import (
     encode,
 )
 from zmqpush.core.sender import Redial, Sender
+from zmqpush.keys import KeyPair, write_pair
 
 PER_PROCESS = 250
 RECORDS = 100  # a block
@@ -118,7 +119,10 @@ class Blocks:
 class Shipper:
     """One sender: its socket, its blocks and its protocol."""
 
-    def __init__(self, context: zmq.Context, endpoint: str, name: int, blocks: int) -> None:
+    def __init__(
+        self, context: zmq.Context, endpoint: str, name: int, blocks: int, key: KeyPair | None
+    ) -> None:
+        self.key = key
         self.store = Blocks(name, blocks)
         self.sender = Sender(self.store, secrets.token_hex(16))
         self.context, self.endpoint = context, endpoint
@@ -133,6 +137,9 @@ class Shipper:
         options = {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.SNDHWM: HWM, zmq.RCVHWM: HWM}
         for option, value in {**options, zmq.RECONNECT_IVL: 100}.items():
             self.socket.setsockopt(option, value)
+        if self.key:  # one for both ends
+            self.socket.curve_serverkey = self.socket.curve_publickey = self.key.public.encode()
+            self.socket.curve_secretkey = self.key.secret.encode()
         self.socket.connect(self.endpoint)
         poller.register(self.socket, zmq.POLLIN)
         self.sender.connect(now)
@@ -169,11 +176,11 @@ class Shipper:
 class Shippers:
     """Several senders of one process."""
 
-    def __init__(self, endpoint: str, names: range, blocks: int) -> None:
+    def __init__(self, endpoint: str, names: range, blocks: int, key: KeyPair | None) -> None:
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, 2 * len(names) + 10)
         self.poller = zmq.Poller()
-        self.all = [Shipper(self.context, endpoint, name, blocks) for name in names]
+        self.all = [Shipper(self.context, endpoint, name, blocks, key) for name in names]
 
     def serve(self, done: Callable[[Shipper], object]) -> None:
         """Let all of them work until each is done."""
@@ -190,9 +197,9 @@ class Shippers:
                     shipper.turn(now, self.poller)
 
 
-def ship(pipe: Connection, endpoint: str, names: range, blocks: int) -> None:
+def ship(pipe: Connection, endpoint: str, names: range, blocks: int, key: KeyPair | None) -> None:
     """Be several senders; tell when each had all acknowledged, and how often it connected."""
-    shippers = Shippers(endpoint, names, blocks)
+    shippers = Shippers(endpoint, names, blocks, key)
     pipe.send("ready")
     pipe.recv()
     shippers.serve(lambda shipper: shipper.sender.streaming)
@@ -347,6 +354,8 @@ def measure(args: argparse.Namespace, directory: Path) -> int:
     endpoint = f"tcp://127.0.0.1:{(port := free_port())}"
     out = directory / "out"
     command = [ZMQPULL, "-a", endpoint, "--state", directory / "state", "--to", out]
+    key = write_pair(directory / "key", {}) if args.key else None
+    command += ["--key", directory / "key", "--allow", "any"] if key else []
     receiver = subprocess.Popen(
         [*map(str, command), "--memory", args.memory],
         stderr=subprocess.PIPE,
@@ -362,7 +371,7 @@ def measure(args: argparse.Namespace, directory: Path) -> int:
         for first in range(0, args.senders, PER_PROCESS):
             pipe, end = spawn.Pipe()
             names = range(first, min(first + PER_PROCESS, args.senders))
-            arguments = (end, endpoint, names, args.blocks)
+            arguments = (end, endpoint, names, args.blocks, key)
             processes.append(spawn.Process(target=ship, args=arguments, daemon=True))
             processes[-1].start()
             pipes.append(pipe)
@@ -498,6 +507,7 @@ def main() -> int:
     parser.add_argument("--one-line", action="store_true", help="blocks of one line each")
     parser.add_argument("--seconds", type=float, default=10, help="of --one-line")
     parser.add_argument("--memory", default="64MiB", help="the budget of zmqpull")
+    parser.add_argument("--key", action="store_true", help="encrypt; not with --one-line")
     parser.add_argument("--nofile", type=int, help="the soft limit that zmqpull starts with")
     parser.add_argument("--smoke", action="store_true", help="see only that everything runs")
     args = parser.parse_args()
