@@ -268,7 +268,7 @@ class _Client(_Sealer):
         end.receive(frame(initiate, _COMMAND))
         assert not end.ready or end.key == CLIENT.public
         works &= vouched == right and initiate == good
-        if wrong == "short" and plain != full:  # what is left of the metadata may still be whole properties
+        if wrong == "short" and plain != full:  # whole properties of the metadata may be left
             whole = plain.startswith(full.removesuffix(metadata))
             return None if works and whole else False
         return None if works and wrong == "data" else works
