@@ -27,7 +27,7 @@ from pathlib import Path
 
 import zmq
 
-from zmqpush.keys import write_pair
+from zmqpush.security.keyfile import write_pair
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"

@@ -40,7 +40,7 @@ from typing import ClassVar
 import zmq
 
 from run import TIMEOUT, ZMQPULL, free_port, wait_for_port
-from zmqpush.core.frames import (
+from zmqpush.core.protocol.messages import (
     MAX_CREDIT_BLOCKS,
     VERSION,
     Ack,
@@ -52,8 +52,8 @@ from zmqpush.core.frames import (
     decode,
     encode,
 )
-from zmqpush.core.sender import Redial, Sender
-from zmqpush.keys import KeyPair, write_pair
+from zmqpush.core.protocol.sender import Redial, Sender
+from zmqpush.security.keyfile import KeyPair, write_pair
 
 PER_PROCESS = 250
 RECORDS = 100  # a block
@@ -71,7 +71,7 @@ FRAME_HEADER_BYTES = 16
 
 
 class Blocks:
-    """A ``core.sender.Store`` of a known number of blocks."""
+    """A ``core.protocol.sender.Store`` of a known number of blocks."""
 
     recovered = 0
     spooled = True

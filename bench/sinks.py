@@ -66,8 +66,8 @@ KAFKA = {
 NATS = {
     "bare loop": (20, [PYTHON, "-c", NATS_LOOP, "{nats}"]),
     "records": (20, ["--to", "{nats}/records", "--state", "{dir}/state"]),
-    "blocks": (1, ["--to", "{nats}/blocks", "--state", "{dir}/state", "--nats-unit", "block"]),
-    "blocks, without --state": (1, ["--to", "{nats}/blocks", "--nats-unit", "block"]),
+    "blocks": (1, ["--to", "{nats}/blocks", "--state", "{dir}/state", "-X", "unit=block"]),
+    "blocks, without --state": (1, ["--to", "{nats}/blocks", "-X", "unit=block"]),
 }
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from run import TIMEOUT, ZMQPULL, ZMQPUSH, free_port
-from zmqpush.segments import HEADER, list_segments, read_block, read_header
+from zmqpush.spool.segment import HEADER, list_segments, read_block, read_header
 
 RECORD = re.compile(rb'^\{"message":"(\d+) [^"\n]*","type":"[^\n]*\}\n', re.MULTILINE)
 FILLER = b"a line of a log as there are many, more or less"

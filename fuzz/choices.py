@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from zmqpush.core.frames import (
+from zmqpush.core.protocol.messages import (
     MAX_SEQ,
     Ack,
     Data,

@@ -24,8 +24,7 @@ from targets import (
 )
 from wire import CURVE_STEPS, KINDS, greeting
 from wire import frame as zmtp_frame
-from zmqpush.core.envelope import Format
-from zmqpush.core.frames import (
+from zmqpush.core.protocol.messages import (
     DAMAGED,
     DROPPED,
     Ack,
@@ -41,6 +40,7 @@ from zmqpush.core.frames import (
     encode,
     public_name,
 )
+from zmqpush.core.records.encode import Format
 from zmqpush.core.zmtp.metadata import SocketType
 from zmqpush.core.zmtp.metadata import encode as metadata
 

@@ -18,9 +18,8 @@ from typing import Any
 import by_json
 import wire
 from choices import Choices, frame, seal
-from zmqpush.core.dialogue import DEFER_COMMIT, OK, REFUSED, Dialogue, MarkFilter, Marks
-from zmqpush.core.envelope import Envelope, Format, Payload
-from zmqpush.core.frames import (
+from zmqpush.core.omprog import DEFER_COMMIT, OK, REFUSED, Dialogue, MarkFilter, Marks
+from zmqpush.core.protocol.messages import (
     MAX_CREDIT_BLOCKS,
     MAX_CREDIT_BYTES,
     MAX_SEQ,
@@ -37,14 +36,16 @@ from zmqpush.core.frames import (
     encode,
     public_name,
 )
-from zmqpush.core.framing import Framing, to_frames
-from zmqpush.core.lines import Block, LineSplitter
-from zmqpush.core.receiver import FORMER, Floor, Key, Progress, Receiver
-from zmqpush.core.records import RecordDecoder
-from zmqpush.core.sender import Sender
+from zmqpush.core.protocol.receiver import FORMER, Floor, Key, Progress, Receiver
+from zmqpush.core.protocol.sender import Sender
+from zmqpush.core.records.decode import RecordDecoder
+from zmqpush.core.records.encode import Envelope, Format, Payload
+from zmqpush.core.records.framing import Framing, to_frames
+from zmqpush.core.records.lines import Block, LineSplitter
 from zmqpush.errors import RemoteProtocolError, SpoolForeignError
-from zmqpush.queue import WhenFull
-from zmqpush.segments import (
+from zmqpush.sender.unacked_queue import UnackedQueue
+from zmqpush.settings import Sync, WhenFull
+from zmqpush.spool.segment import (
     FORMER_MARK,
     HEADER,
     STATE_SLOTS,
@@ -52,10 +53,8 @@ from zmqpush.segments import (
     new_header,
     pack_state,
 )
-from zmqpush.settings import Sync
-from zmqpush.slots import survey
-from zmqpush.spool import Spool
-from zmqpush.unacked_queue import UnackedQueue
+from zmqpush.spool.slots import survey
+from zmqpush.spool.spool import Spool
 
 RUNS = ("aa" * 16, "bb" * 16)
 SECRETS = ("cd" * 16, "ef" * 16, "01" * 16)

@@ -175,23 +175,23 @@ def account(
 
 # The programs.
 
-_RECEIVING = {"pull.py", "state.py", "writer.py", "files.py", "output.py"}
-_ENGINES = {"kafka.py", "nats.py"}
+_ROOT = Path(zmqpush.__file__).parent
 
 
-def _who_dies_in(name: str) -> str:
-    if name in _ENGINES:
-        return name.removesuffix(".py")
-    return "zmqpull" if name in _RECEIVING else "zmqpush"
+def _who_dies_in(path: Path) -> str:
+    package, name = path.relative_to(_ROOT).parts[:2]
+    if package == "sinks" and name in ("kafka", "nats"):
+        return name
+    return "zmqpull" if package in ("receiver", "sinks") else "zmqpush"
 
 
 def fault_points(program: str) -> list[str]:
     """Return the names of all points where a program may die; those of a sink by its scheme."""
     names = set()
-    for path in Path(zmqpush.__file__).parent.rglob("*.py"):
+    for path in _ROOT.glob("*/**/*.py"):
         for argument in re.findall(r"^\s+fault_point\((.*)\)", path.read_text(), re.MULTILINE):
             assert re.fullmatch(r'"[a-z-]+"', argument), f"{path}: {argument}"
-            if _who_dies_in(path.name) == program:
+            if _who_dies_in(path) == program:
                 names.add(argument.strip('"'))
     return sorted(names)
 

@@ -17,7 +17,7 @@ from zmqpush.core.zmtp.curve import CurveClient, CurveServer, Keys
 from zmqpush.core.zmtp.mechanism import Mechanism
 from zmqpush.core.zmtp.metadata import SocketType
 from zmqpush.core.zmtp.null import Null
-from zmqpush.keys import decode, read_pair
+from zmqpush.security.keyfile import decode, read_pair
 
 MORE, LONG, COMMAND = 1, 2, 4
 PING = b"\x04PING\0\0" + bytes(16)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zmqpush.keys import write_pair
+from zmqpush.security.keyfile import write_pair
 
 
 class Keyring:

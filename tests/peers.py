@@ -6,7 +6,16 @@ from collections.abc import Iterator
 import zmq
 
 from helpers import PATIENCE
-from zmqpush.core.frames import Ack, Data, Hello, Message, Welcome, decode, encode, public_name
+from zmqpush.core.protocol.messages import (
+    Ack,
+    Data,
+    Hello,
+    Message,
+    Welcome,
+    decode,
+    encode,
+    public_name,
+)
 
 SECRET = "ab" * 16
 STREAM = public_name(SECRET)

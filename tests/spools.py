@@ -7,11 +7,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import DAMAGED, DROPPED, Data, Labels, Skip
-from zmqpush.queue import WhenFull
-from zmqpush.settings import Sync
-from zmqpush.spool import Spool
+from zmqpush.core.protocol.messages import DAMAGED, DROPPED, Data, Labels, Skip
+from zmqpush.core.records.encode import Payload
+from zmqpush.settings import Sync, WhenFull
+from zmqpush.spool.spool import Spool
 
 MARK = b"ZS\n\0mark"
 FORMER_MARK = b"ZS\1\1\0\0\0\0"  # of every entry in a segment of format 1

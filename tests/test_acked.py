@@ -30,7 +30,17 @@ from helpers import (
 )
 from peers import bare, deliver, greet, receive
 from test_pull import finish
-from zmqpush.core.frames import Ack, Data, Error, Goodbye, Hello, Ping, Reset, Skip, encode
+from zmqpush.core.protocol.messages import (
+    Ack,
+    Data,
+    Error,
+    Goodbye,
+    Hello,
+    Ping,
+    Reset,
+    Skip,
+    encode,
+)
 
 endpoint = test_pull.endpoint
 NUMBERS = b"".join(b"%d\n" % number for number in range(1, 50_001))

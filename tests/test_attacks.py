@@ -34,7 +34,7 @@ from hostile import (
 )
 from keyring import Keyring
 from peers import bare, deliver, greet, receive
-from zmqpush.core.frames import (
+from zmqpush.core.protocol.messages import (
     Ack,
     Data,
     Goodbye,
@@ -47,7 +47,7 @@ from zmqpush.core.frames import (
     encode,
     public_name,
 )
-from zmqpush.core.receiver import Receiver
+from zmqpush.core.protocol.receiver import Receiver
 
 MIB = 1 << 20
 # The program, and what honest senders bring.

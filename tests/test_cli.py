@@ -21,7 +21,7 @@ from helpers import (
     wait_until_ready,
     words,
 )
-from zmqpush import config
+from zmqpush.cli import config_file as config
 
 # Nothing of the machine's own configuration.
 BARE = {name: os.environ[name] for name in ("PATH", "XDG_CONFIG_HOME")}
@@ -36,7 +36,7 @@ OPTIONS = {
         ("--transactions", "--begin-mark", "--commit-mark"),
     ),
     ZMQPULL: COMMON.union(
-        ("--to", "--option", "--nats-unit", "--dead-letters"),
+        ("--to", "--option", "--dead-letters"),
         ("--count", "--ack-bind", "--state", "--memory"),
     ),
     ZMQKEYS: {"--version", "--help"},
@@ -511,7 +511,6 @@ def test_an_option_with_nothing_to_do_is_an_error_on_the_command_line_only(
 
 RECEIVER_POINTLESS = {
     "-X a=b": ("--to file", "-X is for what --to SCHEME:// names"),
-    "--nats-unit block": ("--to file", "--nats-unit is for --to nats://"),
     "--dead-letters letters": ("", "--dead-letters is for what --to PATH or URL refuses"),
     "--state state": ("", "--state is about what is in --to PATH or URL"),
     "--insecure": ("-c tcp://127.0.0.1:8", "--insecure is about a --bind or an --ack-bind"),

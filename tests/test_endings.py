@@ -29,8 +29,8 @@ from helpers import (
     wait_until,
     wait_until_ready,
 )
-from zmqpush import telemetry
-from zmqpush.endings import Ending, Reason
+from zmqpush.runtime import reporting as telemetry
+from zmqpush.runtime.shutdown import Ending, Reason
 
 FIRST_SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
@@ -444,7 +444,7 @@ def test_68_drops_are_told_while_they_go_on_and_in_the_end(start, tmp_path, poli
         "acked": ("--ack", "--queue-max", "1MiB"),
         "spool": ("--spool", tmp_path / "spool", "--spool-max", "1MiB"),
     }[store]
-    code = "import zmqpush.telemetry; zmqpush.telemetry._MIN_TALLY_INTERVAL = 0.3"
+    code = "import zmqpush.runtime.reporting; zmqpush.runtime.reporting._MIN_TALLY_INTERVAL = 0.3"
     command = (*patched("zmqpush", code), "--quiet", *options, "-c", NOBODY, "--grace", 0.2)
     child = start(*command, "--when-full", policy)
     told = []

@@ -27,17 +27,17 @@ def fail(*args, **kwargs):
 """
 SENDER = {
     "connecting": "zmqpush.transport.dialer.Dialer._try_all",
-    "what is read": "zmqpush.core.lines.LineSplitter.feed",
-    "formatting": "zmqpush.core.envelope.Envelope.format",
-    "a value": "zmqpush.plain.PlainOutlet.put",
-    "timer of an outage": "zmqpush.telemetry.Outage._check",
-    "delivery": "zmqpush.plain.PlainOutlet._pump",
+    "what is read": "zmqpush.core.records.lines.LineSplitter.feed",
+    "formatting": "zmqpush.core.records.encode.Envelope.format",
+    "a value": "zmqpush.sender.plain.PlainOutlet.put",
+    "timer of an outage": "zmqpush.runtime.reporting.Outage._check",
+    "delivery": "zmqpush.sender.plain.PlainOutlet._pump",
 }
 ACKED = {
-    "turn": "zmqpush.acked.AckedOutlet._turn",
-    "syncing": "zmqpush.spool.Spool.begin_sync",
-    "job of an executor": "zmqpush.acked._run",
-    "state machine": "zmqpush.core.sender.Sender.tick",
+    "turn": "zmqpush.sender.acked.AckedOutlet._turn",
+    "syncing": "zmqpush.spool.spool.Spool.begin_sync",
+    "job of an executor": "zmqpush.sender.acked._run",
+    "state machine": "zmqpush.core.protocol.sender.Sender.tick",
 }
 
 
@@ -96,12 +96,12 @@ def test_a_failure_of_acknowledged_delivery_is_one_line_and_exit_70(broken, tmp_
 
 RECEIVER = {
     "accepting": "zmqpush.transport.listener._highest_connection",
-    "decoding": "zmqpush.core.records.RecordDecoder.decode",
-    "writing": "zmqpush.writer.Writer.write",
-    "committing": "zmqpush.writer.Writer.commit",
+    "decoding": "zmqpush.core.records.decode.RecordDecoder.decode",
+    "writing": "zmqpush.receiver.writer.Writer.write",
+    "committing": "zmqpush.receiver.writer.Writer.commit",
     "memory": "zmqpush.transport.inbox.Inbox.put",
     "connections": "zmqpush.transport.link.Link.on_ready",
-    "timer": "zmqpush.pull.Puller._commit_plain",
+    "timer": "zmqpush.receiver.app.Puller._commit_plain",
 }
 
 
@@ -130,13 +130,16 @@ def test_a_failure_in_a_receiver_is_one_line_and_exit_70(broken, tmp_path, what)
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("program", "target"),
-    [("zmqpush", "zmqpush.endings.Ending._on_signal"), ("zmqpull", "zmqpush.pull.Puller._stop")],
+    [
+        ("zmqpush", "zmqpush.runtime.shutdown.Ending._on_signal"),
+        ("zmqpull", "zmqpush.receiver.app.Puller._stop"),
+    ],
 )
 def test_a_failure_in_the_handler_of_a_signal_ends_the_run(
     broken, tmp_path, program, target, number
 ):
     if number == signal.SIGHUP:
-        target = "zmqpush.guard.Guard.reload"
+        target = "zmqpush.security.admission.Guard.reload"
     where = ["-c", NOBODY] if program == "zmqpush" else ["-b", f"ipc://{tmp_path}/s"]
     child = broken(program, target, *where)
     wait_until_ready(child)
@@ -150,12 +153,14 @@ def test_a_failure_in_the_handler_of_a_signal_ends_the_run(
 
 def test_a_failure_in_a_thread_ends_the_run(broken, tmp_path):
     more = """
-from zmqpush.pull import Puller
+from zmqpush.receiver.app import Puller
 def beside(self):
     threading.Thread(target=fail).start()
 Puller._hang_up = beside
 """
-    child = broken("zmqpull", "zmqpush.disk.nothing", "-b", f"ipc://{tmp_path}/s", more=more)
+    child = broken(
+        "zmqpull", "zmqpush.runtime.files.nothing", "-b", f"ipc://{tmp_path}/s", more=more
+    )
     wait_until_ready(child)
     child.send_signal(signal.SIGHUP)
     child.wait(PATIENCE)
@@ -167,7 +172,7 @@ Puller._hang_up = beside
 def test_what_a_library_leaves_behind_is_one_line_and_ends_nothing(broken, tmp_path):
     more = """
 import gc
-from zmqpush.pull import Puller
+from zmqpush.receiver.app import Puller
 async def theirs():
     raise KeyError("of theirs")
 def leave(self):
@@ -175,7 +180,9 @@ def leave(self):
     asyncio.get_running_loop().call_later(0.01, gc.collect)
 Puller._hang_up = leave
 """
-    child = broken("zmqpull", "zmqpush.disk.nothing", "-b", f"ipc://{tmp_path}/s", more=more)
+    child = broken(
+        "zmqpull", "zmqpush.runtime.files.nothing", "-b", f"ipc://{tmp_path}/s", more=more
+    )
     wait_until_ready(child)
     child.send_signal(signal.SIGHUP)
     line = child.stderr.readline()
@@ -186,7 +193,7 @@ Puller._hang_up = leave
     assert (code, lines) == (0, ["zmqpull: 0 records written"])
 
 
-@pytest.mark.parametrize("target", ["zmqpush.config.load", "zmqpush.config.find"])
+@pytest.mark.parametrize("target", ["zmqpush.cli.config_file.load", "zmqpush.cli.config_file.find"])
 def test_a_failure_while_options_are_read_is_one_line(broken, tmp_path, target):
     (tmp_path / "x").touch()
     child = broken("zmqpush", target, env=os.environ | {"ZMQPUSH_CONFIG": ""})

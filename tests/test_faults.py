@@ -59,7 +59,7 @@ from helpers import (
 from peers import bare, deliver, greet
 from spools import FORMER_MARK, entry_of
 from test_acked import statistics
-from zmqpush.core.frames import Error, encode, public_name
+from zmqpush.core.protocol.messages import Error, encode, public_name
 
 READ_BYTES = 128 << 10  # what zmqpush reads at once, and has not yet in its spool
 CREDIT_BYTES = 8 << 20

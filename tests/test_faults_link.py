@@ -27,9 +27,9 @@ from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until, wait_until_ready
 from peers import SECRET, bare, deliver, greet, receive
 from proxy import Proxy
 from test_pull import finish
-from zmqpush.core.frames import Data, Labels, Reset, Skip, encode
-from zmqpush.core.receiver import Receiver
-from zmqpush.core.sender import Sender
+from zmqpush.core.protocol.messages import Data, Labels, Reset, Skip, encode
+from zmqpush.core.protocol.receiver import Receiver
+from zmqpush.core.protocol.sender import Sender
 
 LONG = os.environ.get("ZMQPUSH_CHAOS") == "long"
 SOAK = Path(__file__).parent.parent / "bench" / "soak.py"

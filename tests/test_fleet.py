@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, wait_until, wait_until_ready
-from zmqpush import acked
-from zmqpush.core import frames, sender
+from zmqpush.core.protocol import messages as frames
+from zmqpush.core.protocol import sender
+from zmqpush.sender import acked
 from zmqpush.transport import listener
 
 BENCH = Path(__file__).parent.parent / "bench" / "fleet.py"

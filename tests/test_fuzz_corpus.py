@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import targets
-from zmqpush.core import frames
-from zmqpush.core.receiver import Receiver
+from zmqpush.core.protocol import messages as frames
+from zmqpush.core.protocol.receiver import Receiver
 from zmqpush.core.zmtp.connection import Connection
 from zmqpush.core.zmtp.errors import Fault
 from zmqpush.errors import RemoteProtocolError

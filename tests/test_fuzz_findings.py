@@ -4,9 +4,9 @@ import itertools
 import shutil
 
 from spools import entry_of, numbers_in, open_spool, payload, put, segment_header
-from zmqpush.core.frames import DAMAGED, Skip
-from zmqpush.core.receiver import Receiver
-from zmqpush.core.sender import Sender
+from zmqpush.core.protocol.messages import DAMAGED, Skip
+from zmqpush.core.protocol.receiver import Receiver
+from zmqpush.core.protocol.sender import Sender
 from zmqpush.settings import Sync
 
 
@@ -32,8 +32,8 @@ def converse(slot, run, receiver, peer):
 def test_the_copy_of_a_machine_goes_on_behind_what_the_other_one_sent_of_the_same_numbers(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("zmqpush.segments.inode_of", lambda slot: 7)  # a file system is copied
-    monkeypatch.setattr("zmqpush.spool.inode_of", lambda slot: 7)
+    monkeypatch.setattr("zmqpush.spool.segment.inode_of", lambda slot: 7)  # a file system is copied
+    monkeypatch.setattr("zmqpush.spool.spool.inode_of", lambda slot: 7)
     one, other = tmp_path / "one", tmp_path / "other"
     open_spool(one).close()
     shutil.copytree(one, other)

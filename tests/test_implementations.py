@@ -28,7 +28,7 @@ from implementations.peer import encode_message, read_messages
 from proxy import Proxy
 from rsyslogs import needs_module, needs_rsyslogd, numbers
 from test_curve import feed, free_endpoint
-from zmqpush.keys import read_pair
+from zmqpush.security.keyfile import read_pair
 
 keys = test_curve.keys
 PROGRAMS = Path(__file__).parent / "implementations"

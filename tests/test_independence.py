@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers import PATIENCE
-from zmqpush import config
+from zmqpush.cli import config_file as config
 
 PYTEST = [sys.executable, "-I", "-m", "pytest"]
 # Runs a command with everything as it should not be.

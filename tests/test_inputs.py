@@ -35,7 +35,7 @@ from helpers import (
     wait_until,
     wait_until_ready,
 )
-from zmqpush.source import Source
+from zmqpush.sender.source import Source
 
 
 def messages(socket, count):

@@ -46,15 +46,15 @@ from helpers import (
 )
 from peers import STREAM, bare, deliver, greet, receive
 from test_docs import engine_commands
-from zmqpush.core.frames import Ack, Data, encode
+from zmqpush.core.protocol.messages import Ack, Data, encode
 
 __all__ = ["mock_kafka", "real_kafka"]  # fixtures
 
 pytest.importorskip("confluent_kafka")
-from zmqpush.sinks import Context
-from zmqpush.sinks.kafka import KafkaSink, _clean
-from zmqpush.sinks.kafka_client import KafkaClient
-from zmqpush.telemetry import Reporter
+from zmqpush.runtime.reporting import Reporter
+from zmqpush.sinks.base import Context
+from zmqpush.sinks.kafka.client import KafkaClient
+from zmqpush.sinks.kafka.sink import KafkaSink, _clean
 
 # Errors of a broker, by number.
 UNKNOWN_TOPIC, NOT_LEADER, TOO_LARGE, NOT_ENOUGH_REPLICAS = 3, 6, 10, 19

@@ -32,8 +32,8 @@ from helpers import (
 )
 from manager import manager
 from zmqpush.errors import KeyFileError
-from zmqpush.key_lists import Admitted, editing, read_admitted
-from zmqpush.keys import check_name, is_key, read_pair, read_public
+from zmqpush.security.allowlist import Admitted, editing, read_admitted
+from zmqpush.security.keyfile import check_name, is_key, read_pair, read_public
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 

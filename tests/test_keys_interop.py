@@ -14,7 +14,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from helpers import PATIENCE, ZMQKEYS, ZMQPULL, ZMQPUSH, wait_until
 from rsyslogs import Rsyslogd, needs_module, needs_rsyslogd, text
-from zmqpush.keys import read_pair
+from zmqpush.security.keyfile import read_pair
 
 
 @pytest.fixture

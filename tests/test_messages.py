@@ -12,7 +12,7 @@ from helpers import PATIENCE, ZMQPULL, push, sent, wait_until
 from hostile import peak_memory
 from peers import bare, deliver, greet, receive
 from test_pull import finish
-from zmqpush.core.frames import Ack, Data, Reset, encode
+from zmqpush.core.protocol.messages import Ack, Data, Reset, encode
 
 SIZE = 8 << 20
 RECORD = b'{"type":"web","host":"a","message":"%s"}' % (b"x" * 60)

@@ -39,7 +39,7 @@ from proxy import Proxy
 from test_acked import statistics
 from test_docs import blocks
 from test_pull import finish
-from zmqpush.core.frames import Ack, Data, encode
+from zmqpush.core.protocol.messages import Ack, Data, encode
 
 nats_server = engines.nats_server
 pytestmark = needs_nats
@@ -123,7 +123,7 @@ def stop(receiver):
 
 @UNITS
 def test_every_record_arrives_once_with_a_name(pipeline, unit):
-    receiver = pipeline.receive("--nats-unit", unit)
+    receiver = pipeline.receive("-X", f"unit={unit}")
     sender = pipeline.send("web")
     pipeline.put(sender, 20_000)
     assert end(sender, read=20_000) == (20_000, 0, 0, 0)
@@ -150,7 +150,7 @@ def test_every_record_arrives_once_with_a_name(pipeline, unit):
 def test_plain_records_arrive_too(start, server, tmp_path, unit):
     to = f"{server.url}/logs.{{type}}"
     endpoint = f"ipc://{tmp_path}/socket"
-    receiver = start(ZMQPULL, "-b", endpoint, "--to", to, "-n", 3, "--nats-unit", unit)
+    receiver = start(ZMQPULL, "-b", endpoint, "--to", to, "-n", 3, "-X", f"unit={unit}")
     records = [b'{"type":"a","n":%d}' % number for number in range(3)]
     with bare(zmq.PUSH, endpoint) as peer:
         peer.send(b"\n".join(records))
@@ -187,7 +187,7 @@ def test_a_block_is_cut_at_records_where_the_server_takes_no_more(nats_server, s
     server = nats_server(max_payload=4096)
     server.add_stream("LOGS", ["logs.>"])
     pipeline = NatsPipeline(start, tmp_path, server)
-    receiver = pipeline.receive("--nats-unit", "block")
+    receiver = pipeline.receive("-X", "unit=block")
     sender = pipeline.send()
     pipeline.put(sender, 5000)
     assert end(sender, read=5000) == (5000, 0, 0, 0)
@@ -208,7 +208,7 @@ def test_nothing_is_lost_or_repeated_whoever_is_killed(pipeline, unit):
     rng = random.Random(1)
     victims = ["server", "receiver", "sender"] * DOSE.kills
     rng.shuffle(victims)
-    receiver = pipeline.receive("--nats-unit", unit)
+    receiver = pipeline.receive("-X", f"unit={unit}")
     sender = pipeline.send_slowly()
     feeder = pipeline.feed(sender)
     for victim in victims:
@@ -220,7 +220,7 @@ def test_nothing_is_lost_or_repeated_whoever_is_killed(pipeline, unit):
             pipeline.server.start()
         elif victim == "receiver":
             kill(receiver)
-            receiver = pipeline.receive("--nats-unit", unit)
+            receiver = pipeline.receive("-X", f"unit={unit}")
         else:
             kill(sender)
             feeder.stop()
@@ -281,7 +281,7 @@ def test_a_name_that_the_server_knows_stands_for_these_records_only(start, serve
     sender.stdin.close()
     assert killed(receiver)
     wait_until(lambda: server.messages("LOGS"))
-    receiver = start(ZMQPULL, *args, "--nats-unit", "block")
+    receiver = start(ZMQPULL, *args, "-X", "unit=block")
     assert sender.wait(PATIENCE) == 0
 
     records = [r for m in server.messages("LOGS") for r in m.data.split()]
@@ -355,7 +355,7 @@ def test_what_the_server_has_forgotten_the_name_of_is_found_in_the_stream(pipeli
     pipeline.server.update_stream("LOGS", duplicate_window=WINDOW)
     with Proxy(pipeline.server.port) as proxy:
         pipeline.url = pipeline.url.replace(str(pipeline.server.port), str(proxy.port))
-        receiver = pipeline.receive("--nats-unit", unit)
+        receiver = pipeline.receive("-X", f"unit={unit}")
         sender = pipeline.send()
         pipeline.put(sender, 1000)
         wait_until(lambda: len(pipeline.records) == 1000)
@@ -368,7 +368,7 @@ def test_what_the_server_has_forgotten_the_name_of_is_found_in_the_stream(pipeli
         proxy.change = None
         proxy.reset()
         if dies:
-            receiver = pipeline.receive("--nats-unit", unit)
+            receiver = pipeline.receive("-X", f"unit={unit}")
         assert end(sender, read=2000) == (2000, 0, 0, 0)
         stop(receiver)
 
@@ -426,7 +426,7 @@ def test_what_is_too_large_is_a_dead_letter_and_the_rest_arrives(
     limits = {"max_msg_size": 1000} if limit == "max_msg_size" else {}
     server.add_stream("LOGS", ["logs.>"], **limits)
     pipeline = NatsPipeline(start, tmp_path, server)
-    receiver = pipeline.receive("--nats-unit", unit)
+    receiver = pipeline.receive("-X", f"unit={unit}")
     wait_until_ready(receiver)
     data = [b"one", b"x" * 1001, b"three", b"y" * 2000, b"five"]
     done = push("--ack", "-c", pipeline.endpoint, "--format", "raw", data=b"\n".join(data))
@@ -444,7 +444,7 @@ def test_what_is_too_large_is_a_dead_letter_and_the_rest_arrives(
 
 
 def test_limits_that_get_tighter_are_kept_to(pipeline):
-    receiver = pipeline.receive("--nats-unit", "block")
+    receiver = pipeline.receive("-X", "unit=block")
     sender = pipeline.send()
     pipeline.put(sender, 1)
     wait_until(lambda: pipeline.count == 1)
@@ -612,7 +612,7 @@ def test_a_signal_ends_the_wait_for_a_server_within_the_grace_period(pipeline):
 
 @UNITS
 def test_a_server_that_hangs_is_waited_for_in_little_memory(pipeline, unit):
-    receiver = pipeline.receive("--nats-unit", unit)
+    receiver = pipeline.receive("-X", f"unit={unit}")
     sender = pipeline.send("--format", "json", "--field", f"x={'y' * 2000}", "--sync", "off")
     pipeline.put(sender, 1)
     wait_until(lambda: pipeline.count == 1)

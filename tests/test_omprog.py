@@ -446,8 +446,8 @@ def test_of_a_message_that_does_not_fit_into_the_pipe_the_rest_is_waited_for(
 ):
     """It is written when there is room; that may take long, and the wait is longer here."""
     code = """
-import fcntl, zmqpush.source
-zmqpush.source._REST_DELAY = 1.0
+import fcntl, zmqpush.sender.source
+zmqpush.sender.source._REST_DELAY = 1.0
 control = fcntl.fcntl
 def limited(fd, what, *args):
     if what == fcntl.F_SETPIPE_SZ:
@@ -1166,7 +1166,7 @@ def test_a_disk_that_fails_for_good_ends_it_without_an_answer(pipeline, make):
 @pytest.mark.parametrize("comes", [False, True])
 def test_it_gives_up_before_the_signs_of_life_fill_the_answer(pipeline, make, comes):
     """More of them than rsyslog reads would be an error; the message comes again."""
-    code = "import zmqpush.omprog; zmqpush.omprog._KEEP_ALIVE_INTERVAL = 0.001"
+    code = "import zmqpush.sender.omprog; zmqpush.sender.omprog._KEEP_ALIVE_INTERVAL = 0.001"
     rsyslog = make("--format", "raw", command=patched("zmqpush", code)).begin()
     rsyslog.give(line(1))
     rsyslog.wait_for_dots(3000 if not comes else 500)

@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqpush.core.envelope import Payload
-from zmqpush.queue import Queue, WhenFull
+from zmqpush.core.records.encode import Payload
+from zmqpush.sender.queue import Queue
+from zmqpush.settings import WhenFull
 
 MAX_BYTES = 1000
 payloads = st.lists(

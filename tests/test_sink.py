@@ -22,12 +22,12 @@ from chaos import patched
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until
 from peers import bare, deliver, greet
 from test_pull import FULL, finish
-from zmqpush.core.frames import Data, encode
+from zmqpush.core.protocol.messages import Data, encode
 from zmqpush.errors import SinkError, SinkStalledError, SinkUndoneError
-from zmqpush.sinks import Batch, Context
-from zmqpush.sinks.files import FileSink
-from zmqpush.sinks.journal import Mark
-from zmqpush.telemetry import Reporter
+from zmqpush.runtime.reporting import Reporter
+from zmqpush.sinks.base import Batch, Context
+from zmqpush.sinks.files.journal import Mark
+from zmqpush.sinks.files.sink import FileSink
 
 endpoint, sender, small_disk = test_pull.endpoint, test_pull.sender, test_pull.small_disk
 
@@ -168,7 +168,7 @@ def lengths(marks):
 
 
 def test_a_file_that_is_idle_is_closed_when_it_is_safe_and_opened_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("zmqpush.sinks.files._IDLE_INTERVAL", 0.0)
+    monkeypatch.setattr("zmqpush.sinks.files.sink._IDLE_INTERVAL", 0.0)
     sink, remembered = file_sink(f"{tmp_path}/{{type}}")
     path = tmp_path / "a"
 
@@ -188,7 +188,7 @@ def test_a_file_that_is_idle_is_closed_when_it_is_safe_and_opened_again(tmp_path
 
 
 def test_a_file_that_is_closed_to_make_room_is_remembered_until_all_of_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("zmqpush.sinks.files._MAX_OPEN", 1)
+    monkeypatch.setattr("zmqpush.sinks.files.sink._MAX_OPEN", 1)
     sink, remembered = file_sink(f"{tmp_path}/{{type}}")
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
 
@@ -212,7 +212,7 @@ def test_a_file_that_is_closed_to_make_room_is_remembered_until_all_of_it_is(tmp
 
 
 def test_a_file_opened_again_while_it_is_being_forgotten_is_not_forgotten(tmp_path, monkeypatch):
-    monkeypatch.setattr("zmqpush.sinks.files._MAX_OPEN", 1)
+    monkeypatch.setattr("zmqpush.sinks.files.sink._MAX_OPEN", 1)
     sink, remembered = file_sink(f"{tmp_path}/{{type}}")
 
     async def write():
@@ -251,7 +251,7 @@ def test_a_sync_without_room_writes_nothing_twice_that_another_sync_had_made_saf
     tmp_path, monkeypatch
 ):
     """The file was closed to make room for others, and synced for that."""
-    monkeypatch.setattr("zmqpush.sinks.files._MAX_OPEN", 2)
+    monkeypatch.setattr("zmqpush.sinks.files.sink._MAX_OPEN", 2)
     sink, _ = file_sink(f"{tmp_path}/{{type}}")
 
     async def write():
@@ -271,7 +271,7 @@ def test_a_sync_without_room_writes_nothing_twice_that_another_sync_had_made_saf
 def test_a_file_that_cannot_be_synced_is_not_closed_as_if_it_were_safe(
     tmp_path, monkeypatch, error
 ):
-    monkeypatch.setattr("zmqpush.sinks.files._MAX_OPEN", 2)
+    monkeypatch.setattr("zmqpush.sinks.files.sink._MAX_OPEN", 2)
     sink, _ = file_sink(f"{tmp_path}/{{type}}")
 
     async def write():
@@ -337,7 +337,7 @@ def of_streams(*texts):
 
 @pytest.mark.parametrize(("most", "writes"), [(1 << 16, 2), (10, 4), (1, 7)])
 def test_what_many_senders_have_for_a_file_is_written_at_once(tmp_path, monkeypatch, most, writes):
-    monkeypatch.setattr("zmqpush.sinks.files._PIECE_BYTES", most)
+    monkeypatch.setattr("zmqpush.sinks.files.sink._PIECE_BYTES", most)
     sink, _ = file_sink(f"{tmp_path}/{{type}}")
     real, written = os.write, []
 

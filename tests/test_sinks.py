@@ -13,7 +13,7 @@ import test_pull
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, push, sent, wait_until
 from peers import STREAM, bare, deliver, greet
 from test_pull import finish
-from zmqpush.core.frames import Data, encode
+from zmqpush.core.protocol.messages import Data, encode
 
 endpoint = test_pull.endpoint
 
@@ -22,8 +22,8 @@ SHELF = """
     from pathlib import Path
 
     from zmqpush.errors import SettingsError, SinkError, SinkStalledError
-    from zmqpush.faults import fault_point
-    from zmqpush.sinks import Held, Rejection, Sink, Synced
+    from zmqpush.runtime.faults import fault_point
+    from zmqpush.sinks.base import Held, Rejection, Sink, Synced
 
 
     class Shelf(Sink):
@@ -92,7 +92,7 @@ def shelf(start, endpoint, tmp_path, monkeypatch):
     information.mkdir(parents=True)
     (package / "shelf.py").write_text(textwrap.dedent(SHELF))
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1.0\n")
-    text = "[zmqpush.sinks]\nshelf = shelf:Shelf\nabsent = absent.module:Sink\n"
+    text = "[zmqpush.sinks.base]\nshelf = shelf:Shelf\nabsent = absent.module:Sink\n"
     (information / "entry_points.txt").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(package))
     options = ("-a", endpoint, "--to", f"shelf:/{tmp_path}", "--grace", "1")
@@ -324,7 +324,6 @@ def test_a_scheme_that_nobody_knows_and_a_missing_package_are_told(shelf, tmp_pa
     assert (code, b"secret" in err) == (2, False)
     done = finish(shelf("--to", tmp_path / "file", "-X", "a=1"))
     assert done == usage_error(b"-X is for what --to SCHEME:// names")
-    assert finish(shelf("--nats-unit", "block")) == usage_error(b"--nats-unit is for --to nats://")
     also = {"ZMQPULL_OPTION": "shout=1 whisper=2"}
     done = finish(shelf("-X", "shout=2", env=os.environ | also))
     assert done == usage_error(b"shelf:// knows no {'whisper'}")

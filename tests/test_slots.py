@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from spools import open_spool, put, sync
-from zmqpush import slots as slots_module
 from zmqpush.errors import (
     EXIT_BUSY,
     EXIT_CONFIG,
@@ -19,9 +18,10 @@ from zmqpush.errors import (
     SpoolForeignError,
     SpoolFullError,
 )
-from zmqpush.slots import status_of, take_slot
+from zmqpush.spool import slots as slots_module
+from zmqpush.spool.slots import status_of, take_slot
 
-HOLD = "import sys; from pathlib import Path; from zmqpush.slots import take_slot\n"
+HOLD = "import sys; from pathlib import Path; from zmqpush.spool.slots import take_slot\n"
 HOLD += "print(take_slot(Path(sys.argv[1]), int(sys.argv[2])).name, flush=True); sys.stdin.read()"
 
 

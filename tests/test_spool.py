@@ -28,11 +28,10 @@ from spools import (
     segment_header,
     sync,
 )
-from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import DAMAGED, DROPPED, Data, Labels, Skip
+from zmqpush.core.protocol.messages import DAMAGED, DROPPED, Data, Labels, Skip
+from zmqpush.core.records.encode import Payload
 from zmqpush.errors import EXIT_CONFIG, SpoolError, SpoolForeignError, SpoolFullError
-from zmqpush.queue import WhenFull
-from zmqpush.settings import Sync
+from zmqpush.settings import Sync, WhenFull
 
 FULL = 1024 + 4 * HEADER_BYTES  # room for 14 entries of 72 bytes, four in a segment
 small_disk = test_pull.small_disk
@@ -328,7 +327,7 @@ def test_damage_is_counted_once_however_often_it_is_read(slot):
 
 
 def test_no_more_than_so_many_damaged_bytes_are_kept(slot, monkeypatch):
-    monkeypatch.setattr("zmqpush.segment_reader._DAMAGED_BYTES", 100)
+    monkeypatch.setattr("zmqpush.spool.reader._DAMAGED_BYTES", 100)
     fill(slot)
     for path in segments(slot):
         flip(path, HEADER_BYTES + 40)
@@ -1465,8 +1464,8 @@ def test_no_descriptor_is_left_open(slot, disk):
 
 
 def test_memory_is_bounded_while_the_receiver_is_away(slot, monkeypatch):
-    monkeypatch.setattr("zmqpush.spool._RECENT_BYTES", 3000)
-    monkeypatch.setattr("zmqpush.spool._UNSYNCED_BYTES", 6000)
+    monkeypatch.setattr("zmqpush.spool.spool._RECENT_BYTES", 3000)
+    monkeypatch.setattr("zmqpush.spool.spool._UNSYNCED_BYTES", 6000)
     spool = open_spool(slot)
     number = 0
     for _ in range(5):

@@ -18,7 +18,7 @@ from chaos import patched
 from helpers import PATIENCE, ZMQPULL, ZMQPUSH, wait_until, wait_until_ready
 from peers import SECRET, bare, deliver, greet
 from test_pull import finish
-from zmqpush.core.frames import Data, encode, public_name
+from zmqpush.core.protocol.messages import Data, encode, public_name
 
 endpoint, small_disk = test_pull.endpoint, test_pull.small_disk
 

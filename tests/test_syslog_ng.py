@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from helpers import BIN, PATIENCE, ZMQPULL, ZMQPUSH, wait_until
-from zmqpush.descriptors import pending_bytes
+from zmqpush.runtime.fds import pending_bytes
 
 ROOT = Path(__file__).parent.parent
 SNIPPET = ROOT / "contrib" / "syslog-ng" / "zmqpush.conf"

@@ -13,8 +13,8 @@ import pytest
 
 from hostile import connect, greeting, ready
 from transports import Notes, Peer, bound, guard, messages, opened, run, until
-from zmqpush.core.envelope import Payload
-from zmqpush.core.framing import Framing
+from zmqpush.core.records.encode import Payload
+from zmqpush.core.records.framing import Framing
 from zmqpush.errors import EndpointError, SettingsError
 from zmqpush.settings import Endpoints, check_endpoint
 from zmqpush.transport import addresses, dialer, link

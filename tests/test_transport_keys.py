@@ -6,11 +6,11 @@ import pytest
 
 from keyring import Keyring
 from transports import MIB, Notes, bound, opened, run, until
-from zmqpush.core.envelope import Payload
-from zmqpush.core.framing import Framing
+from zmqpush.core.records.encode import Payload
+from zmqpush.core.records.framing import Framing
 from zmqpush.core.zmtp import curve
-from zmqpush.guard import Guard
-from zmqpush.keys import read_pair
+from zmqpush.security.admission import Guard
+from zmqpush.security.keyfile import read_pair
 from zmqpush.settings import Endpoints, Security
 from zmqpush.transport.dealer import DealerSocket
 from zmqpush.transport.pull import PullSocket

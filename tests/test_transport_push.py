@@ -7,8 +7,8 @@ import socket
 from helpers import FRAMINGS
 from hostile import COMMAND, connect, frame, greeting, ready
 from transports import MIB, Notes, Peer, bound, guard, messages, opened, run, until
-from zmqpush.core.envelope import Payload
-from zmqpush.core.framing import Framing
+from zmqpush.core.records.encode import Payload
+from zmqpush.core.records.framing import Framing
 from zmqpush.transport.push import PushSocket
 
 PING = frame(b"\x04PING\0\0context", COMMAND)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import Labels, Skip
-from zmqpush.queue import WhenFull
-from zmqpush.unacked_queue import UnackedQueue
+from zmqpush.core.protocol.messages import Labels, Skip
+from zmqpush.core.records.encode import Payload
+from zmqpush.sender.unacked_queue import UnackedQueue
+from zmqpush.settings import WhenFull
 
 # Two blocks of two bytes, with what each costs beside them, and not three.
 ROOM_FOR_TWO = 600

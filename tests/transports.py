@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from helpers import PATIENCE
 from hostile import LONG, MORE, greeting, ready
-from zmqpush.guard import Guard
+from zmqpush.runtime.reporting import Reporter
+from zmqpush.security.admission import Guard
 from zmqpush.settings import Endpoints, Security
-from zmqpush.telemetry import Reporter
 from zmqpush.transport.link import Link
 
 MIB = 1 << 20

@@ -39,7 +39,7 @@ def _prepare() -> None:
     _hold_standard_descriptors()
     # What we make is not for others, ipc sockets least of all, whatever our parent's umask.
     os.umask(os.umask(0o077) | 0o007)
-    # Signals wait until there are handlers (endings.py unblocks them).
+    # Signals wait until there are handlers (runtime/shutdown.py unblocks them).
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
     # A shipper has no call to preempt the programs that it serves. As a batch process it
     # does not; turns are longer, and `--framing single` is faster.
@@ -63,7 +63,7 @@ def _run(load: Callable[[], Callable[..., object]], program: str) -> None:
         _execute(load(), program)
     except Exception as exc:
         try:
-            from zmqpush.failures import report_failure
+            from zmqpush.runtime.failures import report_failure
 
             code = report_failure(exc, program)
         except (ImportError, MemoryError, OSError):  # there is not even room to say why
@@ -82,26 +82,26 @@ def _execute(command: Callable[..., object], program: str) -> None:
     except OSError as exc:  # what is printed, such as the help, cannot be written
         if ResourceError.of(exc):
             raise
-        from zmqpush.telemetry import Reporter
+        from zmqpush.runtime.reporting import Reporter
 
         Reporter(program).warn(str(exc.strerror))
         os._exit(EXIT_IO)
 
 
 def _load_push() -> Callable[..., object]:
-    from zmqpush.cli import push
+    from zmqpush.cli.push import push
 
     return push
 
 
 def _load_pull() -> Callable[..., object]:
-    from zmqpush.cli import pull
+    from zmqpush.cli.pull import pull
 
     return pull
 
 
 def _load_keys() -> Callable[..., object]:
-    from zmqpush.keys_cli import keys
+    from zmqpush.cli.keys import keys
 
     return keys
 

@@ -25,7 +25,7 @@ Every exception of the package.
        ├─ SinkBusyError     another process writes it                  exit 73
        └─ SinkSetupError    somebody must set it up first            exit 78
 
-What ends a run is caught in ``cli.py``, which prints one line and exits with
+What ends a run is caught in ``cli/options.py``, which prints one line and exits with
 ``exit_code``. The numbers are those of ``sysexits.h``.
 """
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from zmqpush.core.dialogue import Marks
-from zmqpush.core.envelope import Format
-from zmqpush.core.framing import Framing
+from zmqpush.core.omprog import Marks
+from zmqpush.core.records.encode import Format
+from zmqpush.core.records.framing import Framing
 from zmqpush.errors import SettingsError
-from zmqpush.queue import WhenFull
 
 # Escaped, a line may become six times as long, and a message may have 64 MiB.
 MAX_LINE_BYTES = 8 << 20
@@ -148,6 +147,14 @@ class Security:
             raise SettingsError("--server-key is for --connect, and nothing is connected to")
 
 
+class WhenFull(StrEnum):
+    """What happens to records when the queue is full."""
+
+    BLOCK = "block"
+    DROP_OLDEST = "drop-oldest"
+    DROP_NEWEST = "drop-newest"
+
+
 class Sync(StrEnum):
     """When a block in the spool counts as safe, and may be sent."""
 
@@ -239,13 +246,6 @@ class PushSettings:
             raise SettingsError("--begin-mark and --commit-mark are two different lines of text")
 
 
-class NatsUnit(StrEnum):
-    """What a message of NATS carries."""
-
-    RECORD = "record"
-    BLOCK = "block"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullSettings:
     """
@@ -262,7 +262,6 @@ class PullSettings:
     ack_endpoints: Endpoints | None = None
     to: str = "-"
     options: Mapping[str, str] = field(default_factory=dict)
-    nats_unit: NatsUnit | None = None
     dead_letters: Path | None = None
     state: Path | None = None
     memory: int = 256 << 20
@@ -273,8 +272,3 @@ class PullSettings:
 
     def __post_init__(self) -> None:
         self.security.check(*filter(None, (self.endpoints, self.ack_endpoints)))
-        if self.nats_unit:
-            if not self.to.lower().startswith("nats://"):
-                raise SettingsError("--nats-unit is for --to nats://")
-            # Frozen, but this is its making.
-            object.__setattr__(self, "options", {**self.options, "unit": self.nats_unit.value})

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from zmqpush.core.dialogue import DEFER_COMMIT, OK, REFUSED, Dialogue, MarkFilter, Marks
-from zmqpush.core.lines import Block
+from zmqpush.core.omprog import DEFER_COMMIT, OK, REFUSED, Dialogue, MarkFilter, Marks
+from zmqpush.core.records.lines import Block
 
 BEGIN, COMMIT = MARKS = Marks()
 ALIKE = [b" " + BEGIN, BEGIN + b"\r ", BEGIN[:-1], COMMIT.lower(), COMMIT + b"S", b"x\n" + BEGIN]

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqpush.core.envelope import Envelope, Format
-from zmqpush.core.lines import Block, LineSplitter
+from zmqpush.core.records.encode import Envelope, Format
+from zmqpush.core.records.lines import Block, LineSplitter
 
 NOON = 1_700_000_000.25
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqpush.core import frames
-from zmqpush.core.frames import (
+from zmqpush.core.protocol import messages as frames
+from zmqpush.core.protocol.messages import (
     Ack,
     Data,
     Error,

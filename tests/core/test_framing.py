@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqpush.core.framing import Framing, to_frames
+from zmqpush.core.records.framing import Framing, to_frames
 
 records = st.lists(st.dictionaries(st.text(), st.integers()), min_size=1)
 

@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqpush.core.lines import Block, LineSplitter
+from zmqpush.core.records.lines import Block, LineSplitter
 
 MESSY = st.lists(
     st.sampled_from([b"a", b"\n", b"\r", b"\0", b"ab", b"\xc3\xa9", b"\xff", b"\r\n"]), max_size=60

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqpush.core import receiver
-from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import (
+from zmqpush.core.protocol import receiver
+from zmqpush.core.protocol.messages import (
     DROPPED,
     MAX_CREDIT_BLOCKS,
     MAX_SEQ,
@@ -29,10 +28,11 @@ from zmqpush.core.frames import (
     encode,
     public_name,
 )
-from zmqpush.core.receiver import FORMER, Floor, Progress, Receiver
-from zmqpush.core.sender import Redial, Sender
-from zmqpush.queue import WhenFull
-from zmqpush.unacked_queue import UnackedQueue
+from zmqpush.core.protocol.receiver import FORMER, Floor, Progress, Receiver
+from zmqpush.core.protocol.sender import Redial, Sender
+from zmqpush.core.records.encode import Payload
+from zmqpush.sender.unacked_queue import UnackedQueue
+from zmqpush.settings import WhenFull
 
 RUN, OTHER_RUN = "aa" * 16, "bb" * 16
 SECRET, OTHER_SECRET = "cd" * 16, "ef" * 16

@@ -6,9 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from by_json import records_of, records_of_lines, values_of
-from zmqpush.core import records
-from zmqpush.core.envelope import Payload
-from zmqpush.core.records import RecordDecoder, labels_of
+from zmqpush.core.records import decode as records
+from zmqpush.core.records.decode import RecordDecoder, labels_of
+from zmqpush.core.records.encode import Payload
 
 A, B = b'{"a":"\xc3\xa9\\n"}', b'{"b":[1,{}]}'
 PIECES = (

@@ -25,14 +25,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from zmqpush.core import receiver, sender
-from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import Data, Labels, decode
 from zmqpush.core.held import HeldRecords
-from zmqpush.core.receiver import Receiver
-from zmqpush.core.sender import Sender
-from zmqpush.queue import WhenFull
-from zmqpush.unacked_queue import UnackedQueue
+from zmqpush.core.protocol import receiver, sender
+from zmqpush.core.protocol.messages import Data, Labels, decode
+from zmqpush.core.protocol.receiver import Receiver
+from zmqpush.core.protocol.sender import Sender
+from zmqpush.core.records.encode import Payload
+from zmqpush.sender.unacked_queue import UnackedQueue
+from zmqpush.settings import WhenFull
 
 LONG = os.environ.get("ZMQPUSH_CHAOS") == "long"
 SHORT_OR_LONG = settings(

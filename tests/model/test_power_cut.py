@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 
 from spools import HEADER_BYTES, Receiver, numbers_in, open_spool, payload, put, sync
-from zmqpush.core.frames import Data
-from zmqpush.queue import WhenFull
-from zmqpush.settings import Sync
-from zmqpush.slots import survey, take_slot
+from zmqpush.core.protocol.messages import Data
+from zmqpush.settings import Sync, WhenFull
+from zmqpush.spool.slots import survey, take_slot
 
 LONG = os.environ.get("ZMQPUSH_CHAOS") == "long"
 PATCHED = ("open", "write", "pwrite", "pwritev", "ftruncate", "fdatasync", "fsync")
@@ -473,8 +472,8 @@ def test_a_power_cut_at_any_moment(tmp_path, memory, monkeypatch, scenario, sync
     }
     root = tmp_path / "disk"
     root.mkdir()
-    for module in ("segments", "spool"):  # what is left is built in another place
-        monkeypatch.setattr(f"zmqpush.{module}.inode_of", lambda slot: 1)
+    for module in ("segment", "spool"):  # what is left is built in another place
+        monkeypatch.setattr(f"zmqpush.spool.{module}.inode_of", lambda slot: 1)
     with monkeypatch.context() as patching:
         recorder = Recorder(root, patching)
         slot = take_slot(root / "spool", 1)

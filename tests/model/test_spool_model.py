@@ -20,10 +20,9 @@ from hypothesis.stateful import (
 )
 
 from spools import HEADER_BYTES, Receiver, account, numbers_in, open_spool
-from zmqpush.core.envelope import Payload
-from zmqpush.core.frames import DAMAGED, Data
-from zmqpush.queue import WhenFull
-from zmqpush.settings import Sync
+from zmqpush.core.protocol.messages import DAMAGED, Data
+from zmqpush.core.records.encode import Payload
+from zmqpush.settings import Sync, WhenFull
 
 LONG = os.environ.get("ZMQPUSH_CHAOS") == "long"
 

@@ -1,6 +1,6 @@
 """The sequence numbers of a stream that will never come, and why."""
 
-from zmqpush.core.frames import Skip
+from zmqpush.core.protocol.messages import Skip
 
 
 class Holes:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from zmqpush.core.zmtp.connection import Connection
 from zmqpush.core.zmtp.frames import Body, Sealed, Unsealed
-from zmqpush.descriptors import pending_bytes
+from zmqpush.runtime.fds import pending_bytes
 
 # What is read at once, in bytes, if no long frame has a buffer of its own.
 READ_BYTES = 256 << 10

@@ -2,7 +2,7 @@
 
 from zmqpush.core.zmtp.connection import Limits
 from zmqpush.core.zmtp.metadata import SocketType
-from zmqpush.guard import Guard
+from zmqpush.security.admission import Guard
 from zmqpush.settings import Endpoints
 from zmqpush.transport.channel import Channel
 from zmqpush.transport.inbound import InboundLink

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from zmqpush.core.zmtp.frames import Body
-from zmqpush.guard import Guard
+from zmqpush.security.admission import Guard
 from zmqpush.settings import Endpoints
 from zmqpush.transport.channel import Channel
 from zmqpush.transport.inbox import Inbox

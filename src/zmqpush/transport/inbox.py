@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from zmqpush.core.zmtp.frames import PART_OVERHEAD, Body
-from zmqpush.telemetry import Complaints
+from zmqpush.runtime.reporting import Complaints
 from zmqpush.transport.channel import READ_BYTES, Channel
 
 # So much of one connection waits for the program, in bytes, before it is paused.

@@ -8,7 +8,7 @@ from typing import ClassVar
 from zmqpush.core.zmtp.connection import Connection, Limits
 from zmqpush.core.zmtp.frames import Body
 from zmqpush.core.zmtp.metadata import SocketType
-from zmqpush.guard import Guard
+from zmqpush.security.admission import Guard
 from zmqpush.settings import Endpoints
 from zmqpush.transport.channel import READ_BYTES, Channel
 from zmqpush.transport.dialer import Dialer

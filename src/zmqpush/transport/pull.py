@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from zmqpush.core.zmtp.connection import Limits
 from zmqpush.core.zmtp.metadata import SocketType
-from zmqpush.guard import Guard
+from zmqpush.security.admission import Guard
 from zmqpush.settings import Endpoints
 from zmqpush.transport.inbound import InboundLink
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from zmqpush.core.envelope import Payload
-from zmqpush.core.framing import Framing, to_frames
+from zmqpush.core.records.encode import Payload
+from zmqpush.core.records.framing import Framing, to_frames
 from zmqpush.core.zmtp.connection import Limits
 from zmqpush.core.zmtp.frames import Sealed, Unsealed
 from zmqpush.core.zmtp.metadata import SocketType
-from zmqpush.guard import Guard
+from zmqpush.security.admission import Guard
 from zmqpush.settings import Endpoints
 from zmqpush.transport.channel import Channel
 from zmqpush.transport.link import Link

@@ -2,12 +2,12 @@
 
 from itertools import count
 
-from zmqpush.core.frames import MAX_FRAME_BYTES
+from zmqpush.core.protocol.messages import MAX_FRAME_BYTES
 from zmqpush.core.zmtp.connection import Limits
 from zmqpush.core.zmtp.errors import ZmtpError
 from zmqpush.core.zmtp.frames import Body
 from zmqpush.core.zmtp.metadata import SocketType
-from zmqpush.guard import Guard
+from zmqpush.security.admission import Guard
 from zmqpush.settings import Endpoints
 from zmqpush.transport.channel import Channel
 from zmqpush.transport.inbound import InboundLink

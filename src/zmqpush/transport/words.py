@@ -4,7 +4,7 @@ import time
 
 from zmqpush.core.zmtp.errors import Fault, ZmtpError
 from zmqpush.core.zmtp.metadata import SocketType
-from zmqpush.guard import Guard
+from zmqpush.security.admission import Guard
 from zmqpush.transport.channel import Channel, HandshakeTimeoutError
 
 # The commonest mistake: what our sockets connect to then, and who connects to them.

@@ -1,0 +1,1 @@
+"""Kafka: sink.py delivers and remembers, client.py speaks to librdkafka."""
