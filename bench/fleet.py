@@ -4,11 +4,11 @@ Simulate a fleet: 100,000 acknowledged senders, several receivers, and what can 
 Usage: python bench/fleet.py [--senders N] [--receivers N] [--lines N] [--seed N] [--smoke]
 
 Discrete events; nothing is sent. Senders do what src/zmqpush/sender/acked.py and
-core/protocol/sender.py do: the order of their receivers, patience, reconnection, GOODBYE, ERROR. A receiver is a bounded
-queue of connections that come, a rate of handshakes, and a rate of records that its sessions share
-evenly, as those that are behind do (docs/performance.md: Jain's index 0.99). A HELLO is answered
-within its 2 s here, so none is repeated. A sender writes a block a second. Prints the table of
-docs/scaling.md; the same seed gives the same table.
+core/protocol/sender.py do: the order of their receivers, patience, reconnection, GOODBYE, ERROR.
+A receiver is a bounded queue of connections that come, a rate of handshakes, and a rate of records
+that its sessions share evenly, as those that are behind do (docs/performance.md: Jain's index
+0.99). A HELLO is answered within its 2 s here, so none is repeated. A sender writes a block a
+second. Prints the table of docs/scaling.md; the same seed gives the same table.
 """
 
 import argparse

@@ -92,7 +92,7 @@ def shelf(start, endpoint, tmp_path, monkeypatch):
     information.mkdir(parents=True)
     (package / "shelf.py").write_text(textwrap.dedent(SHELF))
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1.0\n")
-    text = "[zmqpush.sinks.base]\nshelf = shelf:Shelf\nabsent = absent.module:Sink\n"
+    text = "[zmqpush.sinks]\nshelf = shelf:Shelf\nabsent = absent.module:Sink\n"
     (information / "entry_points.txt").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(package))
     options = ("-a", endpoint, "--to", f"shelf:/{tmp_path}", "--grace", "1")
