@@ -174,7 +174,7 @@ spool, 78 bad configuration or keys.""",
     metavar="N",
     help="How many processes may use the spool at once.  [default: 1, with --omprog 8]",
 )
-@click.option("--spool-status", is_flag=True, help="Tell what the spool holds, and exit.")
+@click.option("--spool-status", is_flag=True, help="Show what the spool holds and exit.")
 @click.option(
     "--sync",
     type=EnumOption(Sync),
