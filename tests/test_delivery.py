@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import termios
 import threading
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from helpers import (
     wait_until,
 )
 from hostile import greeting, ready
+from zmqpush.runtime.fds import pending_bytes
 
 MEMORY_ABOVE_QUEUE = 64 << 20
 _find_numbers = re.compile(rb'"message":"(\d+)"').findall
@@ -175,6 +177,8 @@ def test_when_full_drops_from_the_right_end_and_counts(start, tmp_path, policy):
     total = 200_000
     child = start(ZMQPUSH, "-c", endpoint, "--queue-max", "1MiB", "--when-full", policy)
     feed(child, range(total)).join(PATIENCE)  # the writer never waits
+    with open(f"/proc/{child.pid}/fd/0", "rb") as pipe:
+        wait_until(lambda: pending_bytes(pipe.fileno(), termios.FIONREAD) == 0)  # all is read
     with zmq.Context() as context, listen(context, endpoint) as socket:
         got = numbers(socket, total, child)
     out, err = outcome(child)

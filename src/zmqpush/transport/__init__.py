@@ -3,10 +3,10 @@ ZeroMQ sockets on asyncio: ZMTP over TCP and Unix sockets.
 
 ::
 
-    Listener ─┐                      ┌─▶ Inbox ─▶ PullSocket, RouterSocket
-              ├─▶ Link ─▶ Channels ──┤
-    Dialer ───┘          (connections)└─▶ PushSocket, DealerSocket
+    Listener ─┐                       ┌─▶ Inbox ─▶ PullSocket, RouterSocket, DealerSocket
+              ├─▶ Link ─▶ Channels ───┤
+    Dialer ───┘          (connections)└─▶ PushSocket
 
 Each connection is a non-blocking socket that the event loop watches. What the kernel took
-is known, nothing else is buffered, and one connection can be paused.
+is known; the rest waits in the channel (out) and the inbox (in, within a budget).
 """

@@ -1,7 +1,7 @@
 """
-The bytes of the input into records, and back.
+Lines into records at the sender, frames into checked records at the receiver.
 
 lines.py cuts the input into lines, encode.py makes records of them, framing.py divides records
-among messages, decode.py checks what a receiver gets. A block of lines is handled by passes
-over all of its bytes, never a line at a time. No input or output.
+among messages; decode.py checks what a receiver gets. A block of lines is handled by passes over
+all of its bytes; only what is too long or broken is looked at by itself. No input or output.
 """

@@ -3,8 +3,8 @@ ZMTP 3.1 and 2.0, the wire of ZeroMQ: bytes in, messages out; ``docs/zmtp-profil
 
 ::
 
-    bytes ─▶ Connection ─▶ Mechanism ─▶ FrameReader ─▶ whole messages
-             connection.py  null.py      frames.py
+    bytes ─▶ FrameReader ─▶ Mechanism ─▶ whole messages    all of it in a Connection,
+             frames.py      null.py                        connection.py
                             curve.py
 
 No sockets, clocks or event loops. What a peer sends is taken within all bounds, or ends in
